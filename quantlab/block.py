@@ -1,0 +1,143 @@
+"""One block of a model, the activations that reach it, and the statistics that methods ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.scheme import Scheme
+from quantlab.tensor import CalibrationError, QuantizedTensor
+
+Statistic = Callable[[Tensor], Tensor]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def second_moment(x: Tensor) -> Tensor:
+    """Return M = E[x x^T] of inputs (tokens, in), as (in, in) float64.
+
+    Examples
+    --------
+    >>> second_moment(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
+    [[5.0, 1.0], [1.0, 2.0]]
+    """
+    return (x.T @ x).double() / x.shape[0]
+
+
+def imatrix(x: Tensor) -> Tensor:
+    """Return E[x_j^2] of inputs (tokens, in), as (in,) float64: the diagonal of the second moment.
+
+    Examples
+    --------
+    >>> imatrix(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
+    [5.0, 2.0]
+    """
+    return x.square().sum(0).double() / x.shape[0]
+
+
+@dataclass
+class Block:
+    """A block with its linears, and its inputs and targets for each micro-batch.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Called as ``module(*args, **kwargs)``; returns a tensor, or a tuple that begins with one.
+    linears : name -> nn.Linear
+        The layers to quantize, by their names inside the block.
+    inputs : calls (args, kwargs)
+        As the quantized blocks before this one produce them.
+    float_inputs : calls (args, kwargs)
+        As the float model produces them.
+    targets : tensors
+        The float block's outputs for ``float_inputs``.
+    name : str
+        The block's path in the model, for messages.
+    """
+
+    module: nn.Module
+    linears: Mapping[str, nn.Linear]
+    inputs: Sequence[Call] = ()
+    float_inputs: Sequence[Call] = ()
+    targets: Sequence[Tensor] = ()
+    name: str = "block"
+    _collected: dict[Statistic, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    def collect(self, statistic: Statistic) -> dict[str, Tensor]:
+        """Return the token-weighted mean of ``statistic`` over each linear's inputs.
+
+        Runs the block once a statistic; a second request is answered from memory.
+
+        Parameters
+        ----------
+        statistic : function of (tokens, in)
+            For instance ``second_moment`` or ``imatrix``.
+
+        Raises
+        ------
+        CalibrationError
+            If there are no inputs, or a linear sees NaN, infinity or no token at all.
+        """
+        if statistic not in self._collected:
+            if not self.inputs:
+                raise CalibrationError(
+                    f"{self.name}: this method needs calibration data; "
+                    "pass quantize_(model, method, scheme, data)"
+                )
+            self._collected[statistic] = collect(self, statistic)
+        return self._collected[statistic]
+
+
+def collect(block: Block, statistic: Statistic) -> dict[str, Tensor]:
+    """Run the block on its inputs and average ``statistic`` over each linear's input tokens."""
+    totals: dict[str, Tensor] = {}
+    tokens = dict.fromkeys(block.linears, 0)
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].detach().flatten(0, -2)
+            check_activations(x, f"{block.name}.{name}")
+            totals[name] = totals.get(name, 0) + statistic(x) * x.shape[0]
+            tokens[name] += x.shape[0]
+
+        return watch
+
+    handles = [
+        linear.register_forward_pre_hook(hook_for(name)) for name, linear in block.linears.items()
+    ]
+    try:
+        with torch.no_grad():
+            for args, kwargs in block.inputs:
+                block.module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unseen = [name for name, count in tokens.items() if count == 0]
+    if unseen:
+        raise CalibrationError(
+            f"{block.name}.{unseen[0]} saw no token; add calibration text that reaches it"
+        )
+    return {name: total / tokens[name] for name, total in totals.items()}
+
+
+def check_activations(x: Tensor, name: str) -> None:
+    """Raise a CalibrationError if activations (tokens, in) hold NaN or infinity."""
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        token, channel = bad.nonzero()[0].tolist()
+        raise CalibrationError(
+            f"{name}: input holds {int(bad.sum())} non-finite values, first at token {token}, "
+            f"channel {channel}; check the model in float and the calibration data"
+        )
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of hyperparameters that turns a block's linears into quantized tensors."""
+
+    def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
+        """Return one tensor for each name in ``block.linears`` that it quantizes."""
+        ...

@@ -1,0 +1,185 @@
+"""Open a model and its tokenizer: the embedded storyteller, a folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer as RawTokenizer
+from torch import nn
+
+from quantlab.models.families import UnsupportedModelError
+from quantlab.models.llama import Llama, LlamaConfig
+from quantlab.models.outlier import add_outliers_
+
+EMBEDDED = Path(__file__).parent / "storyteller"
+
+
+class Tokenizer:
+    """Text to ids, the begin token first, and back."""
+
+    def __init__(self, raw: RawTokenizer, begin: int | None) -> None:
+        self.raw, self.begin = raw, begin
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text after the begin token.
+
+        Examples
+        --------
+        >>> model, tokenizer = load("storyteller")
+        >>> tokenizer.decode(tokenizer.encode("Once upon a time"))
+        'Once upon a time'
+        """
+        ids = self.raw.encode(text, add_special_tokens=False).ids
+        return ids if self.begin is None else [self.begin, *ids]
+
+    def decode(self, ids: list[int] | torch.Tensor) -> str:
+        """Return the text of ids, special tokens left out."""
+        flat = ids.flatten().tolist() if isinstance(ids, torch.Tensor) else ids
+        return self.raw.decode(flat, skip_special_tokens=True)
+
+    def __len__(self) -> int:
+        return self.raw.get_vocab_size()
+
+
+def load(name: str | Path) -> tuple[nn.Module, Tokenizer]:
+    """Open a model in float32 on the CPU, ready to read, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str or path
+        ``storyteller`` (embedded, 3.67 M parameters), ``storyteller-outlier`` (the same function
+        with planted outlier channels), a folder in Hugging Face's layout, a folder that
+        ``quantlab quantize`` wrote, or a Hugging Face id (needs transformers and the network).
+
+    Returns
+    -------
+    model, tokenizer
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the folder is incomplete, or is for transformers and that is not installed.
+
+    Examples
+    --------
+    >>> model, tokenizer = load("storyteller")
+    >>> sum(weight.numel() for weight in model.parameters())
+    3672320
+    """
+    if str(name) == "storyteller":
+        return open_folder(EMBEDDED)
+    if str(name) == "storyteller-outlier":
+        model, tokenizer = open_folder(EMBEDDED)
+        assert isinstance(model, Llama)  # for the type checker: the embedded folder is ours
+        return add_outliers_(model), tokenizer
+    if Path(name).is_dir():
+        return open_folder(Path(name))
+    return open_with_transformers(str(name))
+
+
+def open_folder(folder: Path) -> tuple[nn.Module, Tokenizer]:
+    """Open a model folder with the small Llama where it can hold it, else with transformers."""
+    config = read_config(folder)
+    if not is_small_llama(config):
+        return open_with_transformers(str(folder))
+    model = Llama(small_config(config))
+    state = read_weights(folder)
+    if "quantization_config" in config:
+        from quantlab.checkpoint import restore_  # row 3, to the right: only such folders need it
+
+        restore_(model, state, config["quantization_config"])
+    else:
+        floats = {key: tensor.float() for key, tensor in state.items()}
+        fill_(model, floats, folder)
+    return model.eval(), read_tokenizer(folder, config)
+
+
+def fill_(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Load every tensor into the model, or name what is missing, unknown or misshapen."""
+    state.pop("lm_head.weight", None)  # tied: the embedding is the head
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"{folder}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnsupportedModelError(
+            f"{folder} has no readable config.json ({error.strerror}); pass a model folder"
+        ) from error
+    except ValueError as error:
+        raise UnsupportedModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UnsupportedModelError(f"{folder / 'config.json'} holds no JSON object")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the folder's model.safetensors."""
+    path = folder / "model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UnsupportedModelError(f"cannot read {path}: {error}") from error
+
+
+def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer of the folder's tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UnsupportedModelError(f"{folder} has no tokenizer.json; copy it beside the weights")
+    try:
+        raw = RawTokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception on a bad file
+        raise UnsupportedModelError(f"cannot read {path}: {error}") from error
+    return Tokenizer(raw, config.get("bos_token_id"))
+
+
+def is_small_llama(config: dict[str, Any]) -> bool:
+    """Tell whether the config describes a tied, bias-free Llama with plain rotary positions."""
+    scaling = config.get("rope_scaling")
+    return (
+        config.get("model_type") == "llama"
+        and bool(config.get("tie_word_embeddings"))
+        and not config.get("attention_bias")
+        and not config.get("mlp_bias")
+        and not scaling
+        and isinstance(config.get("bos_token_id"), int)
+    )
+
+
+def small_config(config: dict[str, Any]) -> LlamaConfig:
+    """Pick the entries of a Hugging Face config that the small Llama reads."""
+    known = LlamaConfig.__dataclass_fields__
+    picked = {key: value for key, value in config.items() if key in known and value is not None}
+    rope = config.get("rope_parameters") or {}  # where newer transformers keep theta
+    return LlamaConfig(**picked | {k: v for k, v in rope.items() if k == "rope_theta"})
+
+
+def open_with_transformers(name: str) -> tuple[nn.Module, Tokenizer]:
+    """Open a folder or an id with transformers."""
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"{name!r} is no embedded model and no folder of a small Llama; opening it needs "
+            "transformers: pip install 'quantlab[hf]'. Embedded: storyteller, storyteller-outlier"
+        ) from error
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(
+            f"cannot open {name!r}: {first} Embedded: storyteller, storyteller-outlier"
+        ) from error
+    return model.eval(), Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id)

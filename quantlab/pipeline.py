@@ -1,0 +1,221 @@
+"""Quantize a model in place, block by block, each block fed by the quantized blocks before it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.block import Block, Call, Method, second_moment
+from quantlab.data import check_tokens
+from quantlab.models.families import find_blocks, linears, resolve
+from quantlab.nn import QuantizedLinear
+from quantlab.report import LayerResult, Report
+from quantlab.scheme import Scheme
+from quantlab.tensor import QuantizedTensor, check_weight, output_error, sqnr
+
+BATCH = 8  # windows that pass through a block together
+
+
+def quantize_(
+    model: nn.Module,
+    method: Method,
+    scheme: Scheme,
+    data: Tensor | None = None,
+    *,
+    blocks: str | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Replace the linears of every block by quantized ones, in place.
+
+    The blocks are walked once. Each method sees the inputs that the already quantized blocks
+    produce, so later layers can repair what earlier ones lost. If anything fails, the model is put
+    back as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(tokens)``. Its embedding, norms and head stay in float.
+    method : Method
+        For instance ``ql.RTN()`` or ``ql.GPTQ()``.
+    scheme : Scheme
+        Bits 1..8.
+    data : (samples, length) LongTensor, or None
+        Calibration tokens. With them the Report holds each layer's output error.
+    blocks : dotted path of the model's list of blocks, or None
+        For an architecture that ``families.py`` does not know.
+    progress : bool, or None
+        Draw a progress bar on stderr; None: if that is a terminal.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError
+        If a weight is not finite, a group size does not divide, or data is no token tensor.
+    CalibrationError
+        If the method needs data and there is none, or activations are not finite.
+    UnsupportedModelError
+        If the model has no blocks at a known path.
+
+    Examples
+    --------
+    >>> import quantlab as ql
+    >>> model, tokenizer = ql.load("storyteller")
+    >>> report = ql.quantize_(model, ql.RTN(), ql.Scheme(bits=4, group_size=64))
+    >>> round(report.bits_per_weight, 2), len(report.rows)
+    (4.25, 28)
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
+    found = find_blocks(model, blocks)
+    check_layers(found, scheme)
+    started, rows, originals = time.perf_counter(), [], []
+    training = model.training
+    model.eval()
+    try:
+        calls = first_calls(model, found, check_tokens(data)) if data is not None else []
+        for done, (name, module) in enumerate(found.items()):
+            show_progress(progress, done, len(found))
+            block = Block(module, linears(module), inputs=calls, name=name)
+            rows += quantize_block_(block, method, scheme, originals)
+            calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
+        show_progress(progress, len(found), len(found))
+    except BaseException:  # also Ctrl-C: half a quantized model is nobody's wish
+        for parent, name, linear in originals:
+            setattr(parent, name, linear)
+        raise
+    finally:
+        model.train(training)
+    return Report(tuple(rows), left_in_float(model), type(method).__name__, time.perf_counter() - started)
+
+
+def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme) -> None:
+    """Refuse, before anything is changed, weights and shapes that the scheme cannot take."""
+    if scheme.bits > 8:
+        raise ValueError(f"weights take 1..8 bits, the scheme says {scheme.bits}")
+    for block_name, block in blocks.items():
+        for name, linear in linears(block).items():
+            check_weight(linear.weight.detach(), f"{block_name}.{name}")
+            try:
+                scheme.group(linear.weight)
+            except ValueError as error:
+                raise ValueError(f"{block_name}.{name}: {error}") from None
+
+
+class Recorder(nn.Module):
+    """Stands in for all blocks, and keeps what the first of them would have been called with."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["block"] = block  # not a child: the model must not see it twice
+        self.calls: list[Call] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the block where a model asks its blocks for settings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the call and hand the hidden states on."""
+        self.calls.append((args, kwargs))
+        return args[0]
+
+
+@torch.no_grad()
+def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor) -> list[Call]:
+    """Return the calls that reach the first block, one a micro-batch."""
+    names = list(blocks)
+    path = names[0].rpartition(".")[0]
+    parent_path, _, attribute = path.rpartition(".")
+    parent, whole = model.get_submodule(parent_path), resolve(model, path)
+    embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    check_tokens(data, embedding.num_embeddings if embedding else None)
+    recorder = Recorder(blocks[names[0]])
+    setattr(parent, attribute, nn.ModuleList([recorder]))
+    try:
+        for batch in data.split(BATCH):
+            model(batch)
+    finally:
+        setattr(parent, attribute, whole)
+    return recorder.calls
+
+
+def after(output: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the next block's positional arguments: the new hidden states, the rest unchanged."""
+    return (output[0] if isinstance(output, tuple) else output, *args[1:])
+
+
+@torch.no_grad()
+def quantize_block_(
+    block: Block, method: Method, scheme: Scheme, originals: list[tuple[nn.Module, str, nn.Linear]]
+) -> list[LayerResult]:
+    """Quantize one block's linears in place, note the originals, and return a result for each."""
+    started = time.perf_counter()
+    quantized = method.quantize_block(block, scheme)
+    seconds = (time.perf_counter() - started) / max(1, len(quantized))
+    moments = block.collect(second_moment) if block.inputs else {}
+    rows = []
+    for name, tensor in quantized.items():
+        linear = block.linears[name]
+        layer = QuantizedLinear(tensor.pack(), linear.bias)
+        rows.append(measure(f"{block.name}.{name}", linear, layer, tensor, moments.get(name), seconds))
+        parent_path, _, attribute = name.rpartition(".")
+        parent = block.module.get_submodule(parent_path)
+        originals.append((parent, attribute, linear))
+        setattr(parent, attribute, layer)
+    return rows
+
+
+def measure(
+    name: str,
+    linear: nn.Linear,
+    layer: QuantizedLinear,
+    tensor: QuantizedTensor,
+    moment: Tensor | None,
+    seconds: float,
+) -> LayerResult:
+    """Compare what is stored with the float weight."""
+    weight, stored = linear.weight.detach().float(), layer.packed.dequantize()
+    error = None
+    if moment is not None:
+        signal = output_error(torch.zeros_like(weight), weight, moment)
+        error = output_error(weight, stored, moment) / signal if signal else 0.0
+    return LayerResult(
+        name=name,
+        scheme=str(tensor.scheme),
+        weights=weight.numel(),
+        nbytes=layer.packed.nbytes,
+        sqnr=sqnr(weight, stored),
+        output_error=error,
+        seconds=seconds,
+        notes=tensor.notes,
+    )
+
+
+def left_in_float(model: nn.Module) -> dict[str, str]:
+    """Return every module that keeps float matrices, with the reason."""
+    left = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            left[name] = f"embedding of {module.weight.numel():,} weights: not a linear of a block"
+        elif isinstance(module, nn.Linear):
+            left[name] = f"linear of {module.weight.numel():,} weights: outside the blocks"
+    return left
+
+
+def show_progress(wanted: bool | None, done: int, total: int) -> None:
+    """Redraw a bar on stderr."""
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        return
+    filled = "#" * (20 * done // total)
+    end = "\n" if done == total else ""
+    print(f"\rquantizing  [{filled:<20}] block {done}/{total}", end=end, file=sys.stderr, flush=True)

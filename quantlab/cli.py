@@ -1,0 +1,283 @@
+"""The command ``quantlab``: each subcommand is one function, each expected error one line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import quantlab
+from quantlab import methods
+from quantlab.block import Method
+from quantlab.scheme import Scheme
+
+WRONG = 2  # exit status of an expected error
+INTERRUPTED = 130  # what shells use for Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one line, no usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing; ``main`` prints."""
+        raise ValueError(f"{message}; see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, 2 for an error, 130 for Ctrl-C.
+
+    Examples
+    --------
+    >>> main(["--version"])
+    quantlab 0.1.0
+    0
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = parser().parse_args(known_command(words))
+        return options.run(options)
+    except SystemExit as done:  # argparse's own --help and --version
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        return complain("interrupted; nothing written", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        return complain(describe(error), WRONG)
+
+
+def complain(message: str, status: int) -> int:
+    """Print one line to stderr and return the status."""
+    print(f"quantlab: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def describe(error: Exception) -> str:
+    """Return an expected error as a sentence in words."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "not enough memory; use a smaller model or fewer samples"
+    return str(error) or type(error).__name__
+
+
+def known_command(words: list[str]) -> list[str]:
+    """Return the words, or say which command was meant; no words at all mean --help."""
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise ValueError(unknown("command", words[0], COMMANDS))
+    return words or ["--help"]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return an error message that lists what exists and guesses what was meant.
+
+    Examples
+    --------
+    >>> unknown("method", "gtpq", ["gptq", "rtn"])
+    "unknown method 'gtpq'; did you mean 'gptq'? known: gptq, rtn"
+    """
+    names = sorted(known)
+    guess = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}"
+
+
+def parser() -> Parser:
+    """Return the parser of the whole command line."""
+    top = Parser(prog="quantlab", description="Quantize models, and see exactly what was lost.")
+    top.add_argument("--version", action="version", version=f"quantlab {quantlab.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (run, add_arguments) in COMMANDS.items():
+        text = (run.__doc__ or "").strip()
+        command = commands.add_parser(name, help=text.splitlines()[0], description=text)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return top
+
+
+# ---------------------------------------------------------------- demo, doctor
+
+
+def no_arguments(_: argparse.ArgumentParser) -> None:
+    """Add nothing."""
+
+
+def demo(_: argparse.Namespace) -> int:
+    """Quantize the embedded model at 4, 3 and 2 bits and compare."""
+    from quantlab.demo import run_demo
+
+    run_demo()
+    return 0
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Say what works on this machine, and how to get what is missing."""
+    from quantlab.doctor import run_doctor
+
+    return run_doctor()
+
+
+# ---------------------------------------------------------------- course, quiz
+
+
+def course_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``quantlab course``."""
+    command.add_argument(
+        "folder", metavar="DIR", nargs="?", default="quantlab-course", help="default: %(default)s"
+    )
+    command.add_argument("--no-start", action="store_true", help="only copy, open nothing")
+    command.add_argument("--no-browser", action="store_true", help="only print the address")
+    command.add_argument("--port", type=int, default=None, help="default: the first free from 8888")
+
+
+def course(options: argparse.Namespace) -> int:
+    """Copy course, labs and quizzes into a folder and open JupyterLab there."""
+    from quantlab.course import copy_course, start
+
+    print(f"{options.folder}: {copy_course(options.folder)}", flush=True)
+    if options.no_start:
+        return 0
+    return start(Path(options.folder), port=options.port, browser=not options.no_browser)
+
+
+def quiz_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``quantlab quiz``."""
+    command.add_argument("name", nargs="?", help="such as 04_gptq or 4; without it: the list")
+
+
+def quiz(options: argparse.Namespace) -> int:
+    """Practice the questions of a module in the terminal."""
+    from quantlab.quiz import bank_names, practice
+
+    if options.name is None:
+        print("\n".join(bank_names()))
+    else:
+        practice(options.name)
+    return 0
+
+
+# ---------------------------------------------------------------- quantize, evaluate
+
+
+def quantize_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``quantlab quantize``."""
+    command.add_argument("model", metavar="MODEL", help="storyteller, or a model folder")
+    command.add_argument("--method", default="gptq", help=f"one of {', '.join(find_methods())}")
+    command.add_argument("--bits", type=int, default=4, help="1 to 8 (default: 4)")
+    command.add_argument(
+        "--group-size", type=group_size, default=64, metavar="N", help="default: 64; row: whole row"
+    )
+    command.add_argument("--asymmetric", action="store_true", help="store zero points as well")
+    command.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="such as damp=0.05"
+    )
+    command.add_argument("--calibration", type=Path, metavar="FILE", help="text; default: stories")
+    command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+
+
+def quantize(options: argparse.Namespace) -> int:
+    """Quantize a model and write it as a new folder, whole or not at all."""
+    from quantlab.checkpoint import quantize_checkpoint
+
+    method = make_method(options.method, options.option)
+    scheme = Scheme(options.bits, options.group_size, symmetric=not options.asymmetric)
+    report = quantize_checkpoint(
+        options.model, method, scheme, options.out, calibration=options.calibration
+    )
+    print(f"{report}\nwritten to {options.out}")
+    return 0
+
+
+def evaluate_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``quantlab evaluate``."""
+    command.add_argument("model", metavar="MODEL", help="storyteller, or a model folder")
+    command.add_argument("--reference", metavar="MODEL", help="the float model, for KL and flips")
+    command.add_argument("--text", type=Path, metavar="FILE", help="default: held-out stories")
+    command.add_argument("--samples", type=int, default=32, help="windows (default: 32)")
+    command.add_argument("--length", type=int, default=256, help="tokens each (default: 256)")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure a model: perplexity, bits per byte and, against a reference, KL and flips."""
+    model, tokenizer = quantlab.load(options.model)
+    tokens = quantlab.test_set(tokenizer, options.samples, options.length, path=options.text)
+    reference = quantlab.load(options.reference)[0] if options.reference else None
+    print(quantlab.evaluate(model, tokens, reference=reference, tokenizer=tokenizer))
+    return 0
+
+
+def group_size(text: str) -> int | None:
+    """Read ``--group-size``: a number, or ``row`` for one scale per row."""
+    return None if text == "row" else int(text)
+
+
+def find_methods() -> dict[str, type]:
+    """Return every method by its lower-case name: the dataclasses in quantlab/methods.
+
+    Examples
+    --------
+    >>> sorted(find_methods())[:1]
+    ['gptq']
+    """
+    found = {}
+    for module_info in pkgutil.iter_modules(methods.__path__):
+        module = importlib.import_module(f"{methods.__name__}.{module_info.name}")
+        for name, item in vars(module).items():
+            if hasattr(item, "quantize_block") and item.__module__ == module.__name__:
+                found[name.lower()] = item
+    return dict(sorted(found.items()))
+
+
+def make_method(name: str, settings: list[str]) -> Method:
+    """Return a method from its name and texts such as ``damp=0.05``.
+
+    Examples
+    --------
+    >>> make_method("gptq", ["damp=0.05", "act_order=True"])
+    GPTQ(damp=0.05, act_order=True, block_size=128)
+    """
+    known = find_methods()
+    if name.lower() not in known:
+        raise ValueError(unknown("method", name, known))
+    method = known[name.lower()]
+    fields = [field.name for field in dataclasses.fields(method)]
+    values = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--option {setting!r} is not NAME=VALUE, such as damp=0.05")
+        if key not in fields:
+            raise ValueError(unknown(f"option of {method.__name__}", key, fields))
+        values[key] = read_value(value)
+    return method(**values)
+
+
+def read_value(text: str) -> object:
+    """Return a Python number, boolean or None from its text, any other text as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+Command = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]
+COMMANDS: dict[str, Command] = {
+    "demo": (demo, no_arguments),
+    "doctor": (doctor, no_arguments),
+    "course": (course, course_arguments),
+    "quantize": (quantize, quantize_arguments),
+    "evaluate": (evaluate, evaluate_arguments),
+    "quiz": (quiz, quiz_arguments),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,8 +25,9 @@ class Scheme:
     group_size : weights, or None
         Weights that share one scale along a row. None: the whole row shares it.
     symmetric : bool
-        True puts zero_point at 2**(bits - 1) and takes scale = (signed extreme weight) / -2**(bits - 1),
-        so the largest weight of a group is met exactly and **the scale may be negative**.
+        True puts zero_point at 2**(bits - 1) and takes
+        scale = (signed extreme weight) / -2**(bits - 1), so the largest weight of a group is met
+        exactly by code 0 and **the scale may be negative**.
         False stretches the range to include 0 and rounds the zero point to an integer.
 
     Raises
@@ -48,11 +49,13 @@ class Scheme:
 
     def __post_init__(self) -> None:
         """Refuse widths and groups that no grid has."""
-        if isinstance(self.bits, bool) or self.bits not in (*range(1, 9), 16):
+        if type(self.bits) is not int or self.bits not in (*range(1, 9), 16):
             raise ValueError(f"bits is {self.bits!r}; choose 1..8, or 16 for activations")
         size = self.group_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"group_size is {size!r}; choose a positive integer or None (whole row)")
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(
+                f"group_size is {size!r}; choose a positive integer or None (whole row)"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
@@ -65,7 +68,9 @@ class Scheme:
         """
         match = re.fullmatch(r"w(\d+)(?:g(\d+))?(sym|asym)?", text.strip().lower())
         if match is None:
-            raise ValueError(f"{text!r} is no scheme; write w<bits>[g<group>][sym|asym], as w4g64sym")
+            raise ValueError(
+                f"{text!r} is no scheme; write w<bits>[g<group>][sym|asym], as w4g64sym"
+            )
         bits, group, kind = match.groups()
         return cls(int(bits), int(group) if group else None, kind != "asym")
 
@@ -97,7 +102,7 @@ class Scheme:
         return self.stored_bits(self.group_size)
 
     def stored_bits(self, columns: int) -> float:
-        """Return stored bits per weight of a row of ``columns`` weights."""
+        """Return stored bits per weight of a row of ``columns`` weights, padding not counted."""
         shared = SCALE_BITS + (0 if self.symmetric else self.bits)
         return self.bits + shared / (self.group_size or columns)
 
@@ -107,11 +112,13 @@ class Scheme:
         Raises
         ------
         ValueError
-            If group_size does not divide the columns.
+            If group_size does not divide the columns, or there are none.
         """
         columns = weight.shape[-1]
+        if columns == 0:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}; a row needs a weight")
         size = self.group_size or columns
-        if columns == 0 or columns % size:
+        if columns % size:
             raise ValueError(
                 f"in_features {columns} is not a multiple of group_size {size}; "
                 f"choose {choices(columns)} or None (whole row)"
@@ -122,12 +129,14 @@ class Scheme:
         """Fit scale and zero point to (..., size) groups by their extreme values.
 
         A group of zeros (or of subnormal numbers) gets scale 1, so that it decodes to exactly 0.
+        Half precision is computed in float32: there a step of 6e-5 would already be subnormal.
 
         Returns
         -------
-        scale, zero_point : (...) tensors of the groups' dtype
+        scale, zero_point : (...) tensors of the groups' dtype, at least float32
             The zero point is a whole number. The scale may be negative if symmetric.
         """
+        groups = groups.to(torch.promote_types(groups.dtype, torch.float32))
         low, high = groups.amin(-1), groups.amax(-1)
         if self.symmetric:
             extreme = torch.where(high.abs() > low.abs(), high, low)
@@ -162,7 +171,13 @@ def usable(scale: Tensor) -> Tensor:
     return torch.where(scale.abs() < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
 
 
-def choices(columns: int, most: int = 5) -> str:
-    """Return the largest group sizes below ``columns`` that divide it, as text."""
+def choices(columns: int, most: int = 4) -> str:
+    """Return the largest group sizes below ``columns`` that divide it, as text.
+
+    Examples
+    --------
+    >>> choices(100)
+    '10, 20, 25, 50'
+    """
     divisors = [size for size in range(2, columns) if columns % size == 0]
     return ", ".join(map(str, divisors[-most:])) if divisors else "1"

@@ -1,0 +1,1 @@
+"""Turns course sources (py:percent) into executed, committed notebooks; see ../build.py."""

@@ -5,6 +5,9 @@ Float64, plain loops, no tricks; tests compare with atol 1e-12. Append yours bel
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -80,3 +83,25 @@ def gptq_original(
             block -= torch.outer(errors[:, i], U[j, start:stop])
         W[:, stop:] -= errors @ U[start:stop, stop:]
     return Q
+
+
+def bit_stream(codes: list[int], bits: int) -> bytes:
+    """Pack codes as one big Python integer, in which code k starts at bit k * bits."""
+    stream = sum(code << (k * bits) for k, code in enumerate(codes))
+    return stream.to_bytes(-(-len(codes) * bits // 8), "little")
+
+
+def nearest_float(values: list[float], x: float) -> float:
+    """Search all of a format's finite values (code order, no sign) for x's, ties to even codes."""
+    best = min(range(len(values)), key=lambda code: (exact_distance(values[code], x), code % 2))
+    return math.copysign(values[best], x)
+
+
+def exact_distance(value: float, x: float) -> Fraction:
+    """Return ||x| - value| without any rounding."""
+    return abs(Fraction(abs(x)) - Fraction(value))
+
+
+def nearest_level(levels: list[float], x: float) -> int:
+    """Search a codebook or a grid for the level nearest to x; the first of two equals."""
+    return min(range(len(levels)), key=lambda code: abs(levels[code] - x))

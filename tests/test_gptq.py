@@ -9,15 +9,8 @@ from reference import gptq_original, obq
 from torch import Tensor
 
 from quantlab.block import Block
-from quantlab.methods.gptq import (
-    GPTQ,
-    compiled,
-    factorize,
-    gptq,
-    inverse_cholesky,
-    share_rows,
-    solve,
-)
+from quantlab.factor import factorize, inverse_cholesky
+from quantlab.methods.gptq import GPTQ, compiled, gptq, share_rows, solve
 from quantlab.methods.rtn import rtn
 from quantlab.scheme import Scheme
 from quantlab.tensor import CalibrationError, output_error
@@ -328,6 +321,13 @@ def test_layers_that_read_the_same_inputs_share_one_factor(monkeypatch):
     answer = GPTQ().quantize_block(block, Scheme(4, 32))
     assert list(answer) == ["q", "k", "o"]
     assert len(calls) == 2
+
+
+def test_a_block_s_error_names_the_layer():
+    linear = torch.nn.Linear(8, 4, bias=False)
+    dead = Block(linear, {"up": linear}, inputs=[((torch.zeros(5, 8),), {})], name="layers.3")
+    with pytest.raises(CalibrationError, match=r"layers\.3\.up: all 8 inputs are 0"):
+        GPTQ().quantize_block(dead, Scheme(4))
 
 
 def test_the_inner_loop_compiles_where_no_cache_can_be_written():

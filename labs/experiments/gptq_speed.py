@@ -104,7 +104,8 @@ def measure(weight: Tensor, moment: Tensor, threads: int, repeats: int) -> dict:
         "wall_seconds": {name: summary(times) for name, times in wall.items()},
         "cpu_seconds": {name: summary(times) for name, times in processor.items()},
         "ratio_wall": statistics.median(wall["original"]) / statistics.median(wall["ours"]),
-        "ratio_cpu": statistics.median(processor["original"]) / statistics.median(processor["ours"]),
+        "ratio_cpu": statistics.median(processor["original"])
+        / statistics.median(processor["ours"]),
         "relative_output_error": {name: value / scale for name, value in error.items()},
         "equal_weights": same,
     }
@@ -125,7 +126,9 @@ def processor_name() -> str:
 
 def main() -> None:
     """Measure, print one line a thread count, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

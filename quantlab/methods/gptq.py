@@ -17,7 +17,6 @@ Left out on purpose: groups of permuted columns, which need an index per column 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,33 +28,12 @@ import torch
 from torch import Tensor
 
 from quantlab.block import Block, second_moment
+from quantlab.factor import Factor, factorize, inverse
 from quantlab.scheme import Scheme
-from quantlab.tensor import CalibrationError, QuantizedTensor, check_weight
+from quantlab.tensor import QuantizedTensor, check_weight
 
 TILE = 64  # rows that the inner loop carries along: 128 columns of them fill a 32 KiB cache
 SMALL = 2**16  # a panel of fewer weights is not worth a second thread
-
-
-@dataclass(frozen=True)
-class Factor:
-    """What GPTQ needs to know of a layer's inputs, shared by all layers that read them.
-
-    Attributes
-    ----------
-    upper : (in, in) tensor
-        R, upper triangular with H + damp mean(diag H) I = R R^T, columns in solving order.
-    order : (in,) LongTensor
-        ``order[k]`` is the column rounded k-th.
-    act_order : bool
-        Whether the order is another than left to right.
-    notes : tuple of str
-        Dead inputs, raised damping.
-    """
-
-    upper: Tensor
-    order: Tensor
-    act_order: bool
-    notes: tuple[str, ...]
 
 
 def gptq(
@@ -128,81 +106,6 @@ def gptq(
     return solve(weight, factor, scheme, block_size=block_size, original_groups=original_groups)[0]
 
 
-def factorize(hessian: Tensor, *, damp: float = 0.01, act_order: bool = False) -> Factor:
-    """Damp a second moment (in, in) and factor it as R R^T, R upper triangular.
-
-    Raises
-    ------
-    ValueError, CalibrationError
-        As ``gptq``.
-
-    Examples
-    --------
-    >>> factorize(torch.tensor([[4.0, 2.0], [2.0, 4.0]]), damp=0.0).upper[1, 1].item()
-    2.0
-    """
-    check_hessian(hessian)
-    if not 0 <= damp <= 1:
-        raise ValueError(f"damp is {damp}; choose a fraction of the mean diagonal, 0..1")
-    H = hessian.detach().to("cpu", torch.promote_types(hessian.dtype, torch.float32))
-    diagonal = H.diagonal()
-    order = torch.arange(len(H))
-    if act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-        H = H[order][:, order]
-    notes = []
-    if dead := int((diagonal == 0).sum()):
-        notes.append(f"{dead} of {len(H)} inputs are always 0: their columns are rounded to nearest")
-    R, used = damped_cholesky(H, damp)
-    if used != damp:
-        notes.append(f"damping raised from {damp:g} to {used:g}: H was not positive definite")
-    return Factor(R, order, act_order, tuple(notes))
-
-
-def damped_cholesky(H: Tensor, damp: float) -> tuple[Tensor, float]:
-    """Return R and the first of damp, 10 damp, .. 1 at which H + damp mean(diag H) I = R R^T.
-
-    Raises
-    ------
-    CalibrationError
-        If there is no such R even at damp 1.
-    """
-    reversed_H = H.flip(0, 1)  # J H J = L L^T gives H = (J L J)(J L J)^T, and J L J is upper
-    diagonal = reversed_H.diagonal().clone()
-    used = damp
-    while True:
-        reversed_H.diagonal().copy_(diagonal + used * diagonal.mean())
-        L, failed_at = torch.linalg.cholesky_ex(reversed_H)
-        if failed_at.item() == 0:
-            return L.flip(0, 1), used
-        if used == 1:
-            raise CalibrationError(
-                f"hessian ({len(H)} x {len(H)}) is not positive definite even with damp 1; "
-                "a second moment x^T x always is: check how it was collected"
-            )
-        used = min(1.0, max(10 * used, 1e-6))
-
-
-def inverse_cholesky(hessian: Tensor, damp: float = 0.01) -> Tensor:
-    """Return U (in, in), upper triangular with U^T U = (H + damp mean(diag H) I)^-1.
-
-    The matrix of the paper's Algorithm 1: after rounding column j with error e = (w_j - q_j) / U_jj,
-    every later column i becomes w_i - e U_ji.
-
-    Examples
-    --------
-    >>> inverse_cholesky(torch.diag(torch.tensor([4.0, 0.25])), damp=0.0).diagonal().tolist()
-    [0.5, 2.0]
-    """
-    return inverse(factorize(hessian, damp=damp).upper)
-
-
-def inverse(upper: Tensor) -> Tensor:
-    """Invert an upper triangular matrix."""
-    identity = torch.eye(len(upper), dtype=upper.dtype)
-    return torch.linalg.solve_triangular(upper, identity, upper=True).contiguous()
-
-
 def solve(
     weight: Tensor,
     factor: Factor,
@@ -268,7 +171,9 @@ class Sweep:
         """Bring the panel's weights up to date, then round its columns one after the other."""
         size, R = self.size, self.R
         begins = [] if self.static else [*range(-(-start // size) * size, stop, size)]
-        reach = max([stop, *(begin + size for begin in begins)])  # a stale group may outlive a panel
+        reach = max(
+            [stop, *(begin + size for begin in begins)]
+        )  # a stale group may outlive a panel
         U = inverse(R[start:reach, start:reach])
         panel = self.D[start:reach] + U.T @ (R[:start, start:reach].T @ self.D[:start])
         if self.stale:
@@ -297,15 +202,21 @@ class Sweep:
             where = columns.start - start, columns.stop - start, low, high
             sweep_columns(arrays, U.numpy(), grids, limits, where)
 
-        share_rows(work, panel.shape[1], threads=1 if panel.numel() < SMALL else torch.get_num_threads())
+        share_rows(
+            work, panel.shape[1], threads=1 if panel.numel() < SMALL else torch.get_num_threads()
+        )
 
     def result(self, device: torch.device) -> QuantizedTensor:
         """Return codes and grids, columns in the weight's own order."""
         codes = torch.empty_like(self.codes)
         codes[self.order] = self.codes
-        scale, zero_point = self.scale.T.contiguous(), self.zero_point.T.contiguous()
-        tensors = (part.to(device) for part in (codes.T.contiguous(), scale, zero_point))
-        return QuantizedTensor(*tensors, self.scheme, self.notes)
+        return QuantizedTensor(
+            codes.T.contiguous().to(device),
+            self.scale.T.contiguous().to(device),
+            self.zero_point.T.contiguous().to(device),
+            self.scheme,
+            self.notes,
+        )
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, threads: int) -> None:
@@ -328,7 +239,7 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @compiled
-def sweep_columns(arrays, inverse, grids, limits, where):  # noqa: ANN001, ANN201  Numba infers types
+def sweep_columns(arrays, inverse, grids, limits, where):
     """Round columns first..last of a panel (columns, rows) for rows low..high, in place.
 
     Algorithm 1, lines 7 to 9. On return the rounded columns of ``panel`` hold the errors
@@ -373,43 +284,18 @@ class GPTQ:
         """Solve each linear; neighbors that read the same inputs (q, k, v) share one factor."""
         moments = block.collect(second_moment)
         result: dict[str, QuantizedTensor] = {}
-        factored: Tensor | None = None
+        shared: tuple[Tensor, Factor] | None = None
         for name, linear in block.linears.items():
-            if factored is None or not torch.equal(factored, moments[name]):
-                factored = moments[name]
-                factor = factorize(factored, damp=self.damp, act_order=self.act_order)
-            result[name] = solve(linear.weight, factor, scheme, block_size=self.block_size)[0]
+            moment = moments[name]
+            try:
+                if shared is None or not torch.equal(shared[0], moment):
+                    shared = moment, factorize(moment, damp=self.damp, act_order=self.act_order)
+                result[name] = solve(linear.weight, shared[1], scheme, block_size=self.block_size)[
+                    0
+                ]
+            except ValueError as error:
+                raise type(error)(f"{block.name}.{name}: {error}") from None
         return result
-
-
-def check_hessian(hessian: Tensor) -> None:
-    """Raise unless ``hessian`` could be a second moment: square, finite, symmetric, not all zero."""
-    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
-        raise ValueError(
-            f"hessian has shape {tuple(hessian.shape)} and dtype {hessian.dtype}; "
-            "pass a float matrix (in, in), E[x x^T] of the layer's inputs"
-        )
-    bad = ~torch.isfinite(hessian)
-    if bad.any():
-        raise CalibrationError(
-            f"hessian holds {int(bad.sum())} non-finite values, first at "
-            f"{bad.nonzero()[0].tolist()}; check the model in float and the calibration data"
-        )
-    largest = hessian.abs().max().item()
-    skew = (hessian - hessian.T).abs().max().item()
-    if skew > 1e-3 * largest:  # the rounding of a product x^T x stays far below
-        raise ValueError(
-            f"hessian is not symmetric: H and H^T differ by {skew:.3g} where its largest entry is "
-            f"{largest:.3g}; pass E[x x^T]"
-        )
-    lowest = hessian.diagonal().min().item()
-    if lowest < 0:
-        raise ValueError(f"hessian's diagonal holds {lowest:.3g}; a mean square is never negative")
-    if largest == 0:
-        raise CalibrationError(
-            f"all {len(hessian)} inputs are 0 in the calibration data, so nothing can be weighed; "
-            "calibrate on text that reaches this layer, or use RTN"
-        )
 
 
 def check_arguments(

@@ -23,6 +23,7 @@ from quantlab.plot_errors import (
     sqnr_bars,
 )
 from quantlab.plot_style import (
+    MARKERS,
     PALETTE,
     Picture,
     canvas,
@@ -89,7 +90,7 @@ def draw_histogram(axes: Axes, values: Any, levels: Any = None, *, bins: int = 8
     if levels is not None:
         for index, level in enumerate(np.unique(numbers(levels))):
             label = "levels of the grid" if index == 0 else None
-            axes.axvline(level, color=PALETTE["vermillion"], lw=1, ls="--", label=label)
+            axes.axvline(level, 0, 0.84, color=PALETTE["vermillion"], lw=1, ls="--", label=label)
         axes.set_ylim(top=1.18 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right")
     axes.set_xlabel("weight")
@@ -109,26 +110,36 @@ def quality_ladder(
 
     Parameters
     ----------
-    rows : mappings with ``name``, ``bits_per_weight``, ``perplexity``, optional ``perplexity_se``
+    rows : mappings with ``name``, ``bits_per_weight``, ``perplexity``
+        Optional: ``perplexity_se``, drawn as an error bar, and ``series``; rows of one series are
+        joined by a line.
     reference : perplexity of the float model, drawn as a line
     highlight : name of the row to ring
     """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     rows = sorted(rows, key=lambda row: row["bits_per_weight"])
     bits = numbers([row["bits_per_weight"] for row in rows])
     quality = numbers([row["perplexity"] for row in rows])
-    errors = [row.get("perplexity_se") or 0.0 for row in rows]
     figure, (axes,) = canvas(height=3.8)
-    axes.errorbar(bits, quality, errors, fmt="o", color=PALETTE["blue"], capsize=3, ms=6)
+    names = list(dict.fromkeys(row.get("series") for row in rows))
+    for index, series in enumerate(names):
+        draw_series(axes, index, [row for row in rows if row.get("series") == series])
     for row in rows:
         at = (row["bits_per_weight"], row["perplexity"])
-        axes.annotate(row["name"], at, xytext=(5, 5), textcoords="offset points", fontsize=8.5)
+        if len(names) == 1 or row["name"] == highlight:
+            axes.annotate(row["name"], at, xytext=(6, 6), textcoords="offset points", fontsize=9)
         if row["name"] == highlight:
             axes.plot(*at, marker="o", ms=15, mfc="none", mec=PALETTE["vermillion"], mew=2)
     if reference is not None:
         axes.axhline(reference, color=PALETTE["quiet"], ls="--", label=f"float: {reference:.4g}")
+    if reference is not None or len(names) > 1:
         axes.legend(loc="upper right")
     if quality.max() > 5 * quality.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12, y=0.12)
     axes.grid(axis="y")
     axes.set_xlabel("stored bits per weight")
@@ -140,6 +151,20 @@ def quality_ladder(
     )
     floating = "" if reference is None else f" The float model has {reference:.4g}."
     return Picture(figure, f"Perplexity at bits per weight: {listed}.{floating}")
+
+
+def draw_series(axes: Axes, index: int, rows: Sequence[Row]) -> None:
+    """Draw the rows of one series: a marker each with its error bar, and a line if it is named."""
+    name = rows[0].get("series")
+    axes.errorbar(
+        [row["bits_per_weight"] for row in rows],
+        [row["perplexity"] for row in rows],
+        [row.get("perplexity_se") or 0.0 for row in rows],
+        fmt=MARKERS[index % len(MARKERS)] + ("" if name is None else "-"),
+        color=fill(index)["color"],
+        capsize=3,
+        label=name,
+    )
 
 
 @styled

@@ -1,0 +1,11 @@
+"""Widgets of the course: move a slider, and see what a bit, a clip or a column costs.
+
+Each works without a kernel once shown, and as a still picture where nothing can move.
+"""
+
+from quantlab.widgets.bit_inspector import BitInspector
+from quantlab.widgets.clip_slider import ClipSlider
+from quantlab.widgets.column_sweep import ColumnSweep
+from quantlab.widgets.memory_dial import MemoryDial
+
+__all__ = ["BitInspector", "ClipSlider", "ColumnSweep", "MemoryDial"]

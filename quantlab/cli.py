@@ -42,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parser().parse_args(known_command(words))
-        return options.run(options)
-    except SystemExit as done:  # argparse's own --help and --version
-        return int(done.code or 0)
+        return run(known_command(words))
     except KeyboardInterrupt:
         return complain("interrupted; nothing written", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
@@ -53,6 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG
     except (ValueError, OSError, ImportError, MemoryError) as error:
         return complain(describe(error), WRONG)
+
+
+def run(words: list[str]) -> int:
+    """Parse the words and run the command they name."""
+    try:
+        options = parser().parse_args(words)
+    except SystemExit as done:  # argparse's own --help and --version
+        status = int(done.code or 0)
+    else:
+        status = options.run(options)
+    sys.stdout.flush()  # a reader that left early shows here, where main can answer
+    return status
 
 
 def complain(message: str, status: int) -> int:
@@ -156,12 +165,12 @@ def quiz_arguments(command: argparse.ArgumentParser) -> None:
 
 def quiz(options: argparse.Namespace) -> int:
     """Practice the questions of a module in the terminal."""
-    from quantlab.quiz import bank_names, practice
+    from quantlab.quiz import bank_names, practice_in_terminal
 
     if options.name is None:
         print("\n".join(bank_names()))
     else:
-        practice(options.name)
+        practice_in_terminal(options.name)
     return 0
 
 

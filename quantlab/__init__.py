@@ -4,19 +4,39 @@
 >>> model, tokenizer = ql.load("storyteller")
 >>> data = ql.calibration_set(tokenizer, samples=8, length=128)
 >>> report = ql.quantize_(model, ql.GPTQ(), ql.Scheme(bits=4, group_size=64), data)
->>> ql.perplexity(model, ql.test_set(tokenizer, samples=4)) < 20
+>>> ql.perplexity(model, ql.test_set(tokenizer, samples=4)) < 30
 True
 """
 
+from importlib import import_module
+from typing import Any
+
+from quantlab import quiz
 from quantlab.block import Block, Method, second_moment
 from quantlab.data import calibration_set, test_set
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
+from quantlab.floats import (
+    BF16,
+    E8M0,
+    FP4_E2M1,
+    FP6_E2M3,
+    FP6_E3M2,
+    FP8_E4M3,
+    FP8_E5M2,
+    FP16,
+    NF4,
+    Codebook,
+    FloatFormat,
+)
 from quantlab.methods.gptq import GPTQ, gptq
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
 from quantlab.nn import QuantizedLinear, is_quantized
+from quantlab.notebook import digits, notebook, show, table
+from quantlab.packing import pack_codes, packed_bytes, unpack_codes
 from quantlab.pipeline import quantize_
+from quantlab.quiz import exercise
 from quantlab.report import Report
 from quantlab.scheme import Scheme
 from quantlab.tensor import (
@@ -28,3 +48,60 @@ from quantlab.tensor import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BF16",
+    "E8M0",
+    "FP4_E2M1",
+    "FP6_E2M3",
+    "FP6_E3M2",
+    "FP8_E4M3",
+    "FP8_E5M2",
+    "FP16",
+    "GPTQ",
+    "NF4",
+    "RTN",
+    "Block",
+    "CalibrationError",
+    "Codebook",
+    "Evaluation",
+    "FloatFormat",
+    "Method",
+    "PackedTensor",
+    "QuantizedLinear",
+    "QuantizedTensor",
+    "Report",
+    "Scheme",
+    "UnsupportedModelError",
+    "calibration_set",
+    "digits",
+    "evaluate",
+    "exercise",
+    "gptq",
+    "is_quantized",
+    "load",
+    "log_probabilities",
+    "notebook",
+    "output_error",
+    "pack_codes",
+    "packed_bytes",
+    "perplexity",
+    "plot",
+    "quantize_",
+    "quiz",
+    "rtn",
+    "second_moment",
+    "show",
+    "sqnr",
+    "table",
+    "test_set",
+    "unpack_codes",
+    "widgets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the rooms that need matplotlib or anywidget on first use."""
+    if name in ("plot", "widgets"):
+        return import_module(f"quantlab.{name}")
+    raise AttributeError(f"quantlab has no {name!r}")

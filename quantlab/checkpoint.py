@@ -152,7 +152,9 @@ def restore_(model: Llama, state: dict[str, Tensor], quantization: dict[str, Any
         try:
             parent = model.get_submodule(parent_path)
             linear = model.get_submodule(name)
-            packed = take(state, name, Scheme.parse(text), (linear.out_features, linear.in_features))
+            packed = take(
+                state, name, Scheme.parse(text), (linear.out_features, linear.in_features)
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise UnsupportedModelError(f"{name}: no such layer or tensor ({error})") from error
         setattr(parent, attribute, QuantizedLinear(packed))

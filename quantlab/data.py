@@ -53,7 +53,9 @@ def token_windows(tokenizer: Encoder, texts: list[str], samples: int, length: in
         If samples or length is not positive, or the texts are too short.
     """
     if samples < 1 or length < 2:
-        raise ValueError(f"asked for {samples} windows of {length}; need >= 1 window of >= 2 tokens")
+        raise ValueError(
+            f"asked for {samples} windows of {length}; need >= 1 window of >= 2 tokens"
+        )
     stream = [token for text in texts for token in tokenizer.encode(text)]
     if len(stream) < samples * length:
         raise ValueError(
@@ -84,7 +86,9 @@ def calibration_set(
     >>> ql.calibration_set(tokenizer, samples=4, length=128).shape
     torch.Size([4, 128])
     """
-    return token_windows(tokenizer, read_stories(path or STORYTELLER / "calibration.txt"), samples, length)
+    return token_windows(
+        tokenizer, read_stories(path or STORYTELLER / "calibration.txt"), samples, length
+    )
 
 
 def test_set(
@@ -101,7 +105,9 @@ def test_set(
     ValueError
         If the text is too short or cannot be read.
     """
-    return token_windows(tokenizer, read_stories(path or STORYTELLER / "evaluation.txt"), samples, length)
+    return token_windows(
+        tokenizer, read_stories(path or STORYTELLER / "evaluation.txt"), samples, length
+    )
 
 
 test_set.__test__ = False  # a name that pytest would collect
@@ -119,7 +125,9 @@ def check_tokens(tokens: Tensor | None, vocabulary: int | None = None) -> Tensor
         kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"data is {kind}; pass token ids, a LongTensor (samples, length)")
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.shape[1] < 2:
-        raise ValueError(f"data has shape {tuple(tokens.shape)}; pass (samples, length >= 2), not empty")
+        raise ValueError(
+            f"data has shape {tuple(tokens.shape)}; pass (samples, length >= 2), not empty"
+        )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         bad = low if low < 0 else high

@@ -93,7 +93,7 @@ def heading(linears: int, tokens: int) -> str:
     """Return the lines above the table."""
     return (
         f"storyteller: {linears:,} weights in 28 linear layers; groups of {GROUP} share a float16 "
-        f"scale.\nPerplexity on {tokens:,} held-out tokens (lower is better, +- one standard error);"
+        f"scale.\nPerplexity on {tokens:,} held-out tokens (lower is better, +- one standard error)"
         "\nKL: nats per token by which the next-word forecast moved.\n"
         f'Each model goes on from: "{PROMPT}"\n\n'
         f"{'':12} {'bits/weight':>11} {'bytes':>10} {'perplexity':>16} {'KL':>8}"
@@ -104,10 +104,8 @@ def line(row: Row) -> str:
     """Return one row as text, its story below it."""
     quality = row.quality
     score = f"{quality.perplexity:.2f} +- {quality.perplexity_se:.2f}"
-    return (
-        f"{row.name:12} {row.bits_per_weight:11.2f} {row.nbytes:10,} {score:>16} {quality.kl:8.4f}\n"
-        f"{'':12}   {row.story}"
-    )
+    cost = f"{row.bits_per_weight:11.2f} {row.nbytes:10,}"
+    return f"{row.name:12} {cost} {score:>16} {quality.kl:8.4f}\n{'':12}   {row.story}"
 
 
 def closing(rows: list[Row], total: int, seconds: float) -> str:

@@ -72,7 +72,7 @@ def quantize_(
     >>> round(report.bits_per_weight, 2), len(report.rows)
     (4.25, 28)
     """
-    if not isinstance(method, Method):
+    if isinstance(method, type) or not isinstance(method, Method):
         raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
     found = find_blocks(model, blocks)
     check_layers(found, scheme)
@@ -93,7 +93,9 @@ def quantize_(
         raise
     finally:
         model.train(training)
-    return Report(tuple(rows), left_in_float(model), type(method).__name__, time.perf_counter() - started)
+    return Report(
+        tuple(rows), left_in_float(model), type(method).__name__, time.perf_counter() - started
+    )
 
 
 def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme) -> None:
@@ -140,12 +142,18 @@ def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor)
     embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
     check_tokens(data, embedding.num_embeddings if embedding else None)
     recorder = Recorder(blocks[names[0]])
+    config = getattr(model, "config", None)
+    caching = getattr(config, "use_cache", None)
     setattr(parent, attribute, nn.ModuleList([recorder]))
     try:
+        if caching:  # a recorded KV cache would grow at every replay of the call
+            config.use_cache = False
         for batch in data.split(BATCH):
             model(batch)
     finally:
         setattr(parent, attribute, whole)
+        if caching:
+            config.use_cache = caching
     return recorder.calls
 
 
@@ -167,7 +175,9 @@ def quantize_block_(
     for name, tensor in quantized.items():
         linear = block.linears[name]
         layer = QuantizedLinear(tensor.pack(), linear.bias)
-        rows.append(measure(f"{block.name}.{name}", linear, layer, tensor, moments.get(name), seconds))
+        rows.append(
+            measure(f"{block.name}.{name}", linear, layer, tensor, moments.get(name), seconds)
+        )
         parent_path, _, attribute = name.rpartition(".")
         parent = block.module.get_submodule(parent_path)
         originals.append((parent, attribute, linear))
@@ -218,4 +228,6 @@ def show_progress(wanted: bool | None, done: int, total: int) -> None:
         return
     filled = "#" * (20 * done // total)
     end = "\n" if done == total else ""
-    print(f"\rquantizing  [{filled:<20}] block {done}/{total}", end=end, file=sys.stderr, flush=True)
+    print(
+        f"\rquantizing  [{filled:<20}] block {done}/{total}", end=end, file=sys.stderr, flush=True
+    )

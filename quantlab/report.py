@@ -75,7 +75,9 @@ class Report:
 
     def __str__(self) -> str:
         width = max([len(row.name) for row in self.rows], default=5)
-        lines = [f"{'layer':<{width}}  {'scheme':<9} {'bits/w':>6} {'SQNR dB':>8} {'output error':>13}"]
+        lines = [
+            f"{'layer':<{width}}  {'scheme':<9} {'bits/w':>6} {'SQNR dB':>8} {'output error':>13}"
+        ]
         for row in self.rows:
             error = "-" if row.output_error is None else f"{row.output_error:.3e}"
             bits = 8 * row.nbytes / row.weights

@@ -2,14 +2,14 @@
 
     python labs/experiments/train_storyteller.py --corpus stories.txt --valid held_out.txt --out run
 
-The corpus is plain text with ``<|endoftext|>`` between stories. The script learns a byte-level BPE of
-2,048 pieces from it, trains 3.67 M parameters, and writes ``model.safetensors`` (float16),
-``config.json``, ``tokenizer.json`` and ``training_log.json`` into ``--out``. Start it again with the
-same ``--out`` and it goes on at its last checkpoint. The held-out text is only ever measured.
+The corpus is plain text with ``<|endoftext|>`` between stories. The script learns a byte-level BPE
+of 2,048 pieces from it, trains 3.67 M parameters, and writes ``model.safetensors`` (float16),
+``config.json``, ``tokenizer.json`` and ``training_log.json`` into ``--out``. Started again with
+the same ``--out`` it goes on at its last checkpoint. The held-out text is only ever measured.
 
 Recipe: Muon (Jordan et al. 2024, as in ``torch.optim``) for the matrices, AdamW for embedding and
-gains; warm-up, constant rate, linear decay to zero; dropout on both residual branches, because seven
-megabytes are read many times over; windows of 256 tokens, then 512 during the decay.
+gains; warm-up, constant rate, linear decay to zero; dropout on both residual branches, because
+seven megabytes are read many times over; windows of 256 tokens, then 512 during the decay.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def stream(encoded: list[list[int]], order: torch.Tensor) -> torch.Tensor:
 
 
 class Batches:
-    """Windows of the shuffled corpus; a batch depends on (seed, step) alone, so a resumed run agrees."""
+    """Windows of the shuffled corpus; a batch depends on (seed, step) alone: resuming is exact."""
 
     def __init__(self, encoded: list[list[int]], recipe: Recipe) -> None:
         self.encoded, self.recipe, self.epoch = encoded, recipe, -1

@@ -1,0 +1,1 @@
+"""The small Llama, the embedded storyteller, and where other models keep their blocks."""

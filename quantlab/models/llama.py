@@ -256,7 +256,7 @@ def check_prompt(tokens: Tensor, new_tokens: int, context: int) -> None:
 
 
 def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Choose one token id (1, 1) from logits (1, vocab): the best at temperature 0, else a sample."""
+    """Choose one token id from logits (1, vocab): the best at temperature 0, else a sample."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     probabilities = torch.softmax(logits / temperature, dim=-1)

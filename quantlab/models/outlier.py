@@ -29,7 +29,11 @@ def add_outliers_(model: Llama, *, seed: int = 0) -> Llama:
     generator = torch.Generator().manual_seed(seed)
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        move_(layer.input_layernorm.weight, [attention.q_proj, attention.k_proj, attention.v_proj], generator)
+        move_(
+            layer.input_layernorm.weight,
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            generator,
+        )
         move_(layer.post_attention_layernorm.weight, [mlp.gate_proj, mlp.up_proj], generator)
         enlarge_keys_(attention, generator)
     return model

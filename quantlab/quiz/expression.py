@@ -169,6 +169,9 @@ def build_compare(node: ast.Compare) -> Evaluator:
     parts = [build(part) for part in (node.left, *node.comparators)]
     tests = [OPERATORS[type(sign)] for sign in node.ops]
 
+    if len(tests) == 1:  # a tensor compares entry by entry
+        return lambda values: tests[0](parts[0](values), parts[1](values))
+
     def compare(values: Values) -> bool:
         left = parts[0](values)
         for test, part in zip(tests, parts[1:], strict=True):

@@ -52,8 +52,6 @@ class Variant:
     ----------
     question : dict
         The bank's fields.
-    stem : str
-        The text with the numbers put in.
     solution : Solution
     order : list of str
         Ids of options or items as shown; an answer is recorded by id, never by place.
@@ -62,10 +60,14 @@ class Variant:
     """
 
     question: Question
-    stem: str
     solution: Solution
     order: list[str]
     redraws: int
+
+    @property
+    def stem(self) -> str:
+        """The question's text with the numbers put in."""
+        return fill(self.question["stem"], self.solution.values)
 
     @property
     def shown(self) -> list[dict[str, Any]]:
@@ -152,9 +154,7 @@ def draw(question: Question, seed: bytes, cache: dict[str, Solution] | None = No
         fault = solution.fault
         if fault is None:
             order = shown_order(question, stream)
-            return Variant(
-                question, fill(question["stem"], solution.values), solution, order, redraws
-            )
+            return Variant(question, solution, order, redraws)
     raise ValueError(f"{question['id']}: {MOST_REDRAWS} redraws failed, last because {fault}")
 
 

@@ -36,8 +36,7 @@ def packed_bytes(count: int, bits: int) -> int:
     >>> packed_bytes(8, bits=3), packed_bytes(9, bits=3)
     (3, 4)
     """
-    if isinstance(bits, bool) or bits not in range(1, 9):
-        raise ValueError(f"bits is {bits!r}; packing takes 1..8")
+    check_bits(bits)
     if count < 0:
         raise ValueError(f"count is {count}; pass the number of codes in a row, 0 or more")
     return -(-count * bits // 8)
@@ -67,6 +66,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     >>> pack_codes(torch.tensor([1, 2, 3], dtype=torch.uint8), bits=4).tolist()
     [33, 3]
     """
+    check_bits(bits)
     check_bytes(codes, "codes")
     count = codes.shape[-1]
     size = packed_bytes(count, bits)
@@ -112,6 +112,7 @@ def unpack_codes(data: Tensor, bits: int, count: int) -> Tensor:
     >>> unpack_codes(torch.tensor([33, 3], dtype=torch.uint8), bits=4, count=3).tolist()
     [1, 2, 3]
     """
+    check_bits(bits)
     check_bytes(data, "data")
     size = packed_bytes(count, bits)
     if data.shape[-1] < size:
@@ -145,6 +146,12 @@ def whole_cycles(row: Tensor, length: int) -> Tensor:
     """View (..., n) as (..., cycles, length), zeros behind the end."""
     cycles = -(-row.shape[-1] // length)
     return pad(row, (0, cycles * length - row.shape[-1])).unflatten(-1, (cycles, length))
+
+
+def check_bits(bits: int) -> None:
+    """Raise a ValueError unless ``bits`` is an integer from 1 to 8."""
+    if type(bits) is not int or not 1 <= bits <= 8:
+        raise ValueError(f"bits is {bits!r}; packing takes 1..8")
 
 
 def check_bytes(data: Tensor, name: str) -> None:

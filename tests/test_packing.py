@@ -102,7 +102,7 @@ def test_inputs_are_not_modified():
     assert packed.equal(packed_before)
 
 
-@pytest.mark.parametrize("bits", [0, 9, 16, -1, 2.5, True])
+@pytest.mark.parametrize("bits", [0, 9, 16, -1, 2.5, 4.0, True])
 def test_bits_out_of_range_are_refused(bits):
     with pytest.raises(ValueError, match=r"bits is .*; packing takes 1\.\.8"):
         packed_bytes(8, bits)

@@ -200,7 +200,7 @@ def test_groups_of_zeros_and_subnormals_decode_to_exactly_zero(scheme, value):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_scheme
 def test_half_precision_weights_get_the_codes_of_their_float32_copy(scheme, dtype):
-    # Steps of 6e-5 are subnormal in float16, and bfloat16 quotients have 8 bits: it must not matter.
+    # Steps below 6e-5 are subnormal in float16, and bfloat16 has 8 bits: it may not matter.
     weight = (torch.randn(20, 16) * 1e-4).to(dtype)
     scale, zero_point = scheme.grid(scheme.group(weight))
     expected = scheme.grid(scheme.group(weight.float()))

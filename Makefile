@@ -16,6 +16,7 @@ NOTEBOOKS = $(wildcard course/*.ipynb labs/solutions/*.ipynb)
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
          --nbval-cell-timeout=60 -n $(WORKERS) --dist loadfile
 
+.NOTPARALLEL:  # timings are measured; and the cheap checks speak first
 .PHONY: course test lint types units slow sync nbval browser notebooks weekly clean
 
 # ---------------------------------------------------------------- two commands

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,15 @@ def draw_integer(stream: Stream, low: int, high: int) -> int:
 
 def draw_decimal(stream: Stream, low: float, high: float, step: float) -> float:
     """Draw low, low + step, ... up to high, as the float nearest to the exact decimal."""
+    points = decimals(low, high, step)
+    return points[stream.below(len(points))]
+
+
+@lru_cache
+def decimals(low: float, high: float, step: float) -> list[float]:
+    """List low, low + step, ... up to high in exact decimals, so that 0.3 prints as 0.3."""
     first, last, width = (Fraction(str(number)) for number in (low, high, step))
-    return float(first + width * stream.below(int((last - first) / width) + 1))
+    return [float(first + width * place) for place in range(int((last - first) / width) + 1)]
 
 
 GENERATORS: dict[str, Callable[..., Any]] = {
@@ -185,6 +193,8 @@ def solve(question: Question, params: dict[str, Any]) -> Solution:
     for name, text in question.get("let", {}).items():
         values[name] = evaluate(text, values)
     rivals: list[Any] = []
+    if "where" in question and not evaluate(question["where"], values):
+        return Solution(values, rivals, [], f"{question['where']} does not hold")
     if question["type"] in COMPUTED:
         values["answer"] = evaluate(question["answer"], values)
         rivals = [evaluate(rival["value"], values) for rival in question.get("distractors", [])]
@@ -205,8 +215,6 @@ def find_fault(
     question: Question, values: dict[str, Any], rivals: list[Any], options: list[dict[str, Any]]
 ) -> str | None:
     """Return why these numbers make no question, or None if they do."""
-    if "where" in question and not evaluate(question["where"], values):
-        return f"{question['where']} does not hold"
     if question["type"] in COMPUTED:
         return find_number_fault(question, values["answer"], rivals)
     texts = [option["text"] for option in options]

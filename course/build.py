@@ -13,6 +13,7 @@ use ``--force``, and let ``make notebooks`` compare the outputs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -20,15 +21,13 @@ import time
 from pathlib import Path
 
 import nbformat
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from builder import catalog
 from builder.anatomy import describe, findings
 from builder.assemble import assemble, recall, serialize, without_outputs
 from builder.catalog import COURSE, BuildError, Module
 from builder.execute import SECONDS_PER_CELL, execute, reuse_outputs
 from builder.rules import refuse_outputs
+from nbformat import NotebookNode
 
 BUDGET = 30  # seconds a notebook may take on two CPU cores
 
@@ -37,7 +36,7 @@ def build(module: Module, root: Path, *, force: bool = False, timeout: int = 60)
     """Write one notebook and say what happened to it."""
     target = module.notebook(root)
     book = assemble(module, root)
-    committed = nbformat.read(target, as_version=4) if target.exists() else None
+    committed = _read(target)
     start = time.perf_counter()
     if committed is None or force or not reuse_outputs(book, committed):
         execute(module, book, root, timeout=timeout)
@@ -58,7 +57,9 @@ def check(module: Module, root: Path) -> list[str]:
     target = module.notebook(root)
     if not target.exists():
         return [f"not built yet; run python course/build.py build {module.label}"]
-    committed = nbformat.read(target, as_version=4)
+    committed = _read(target)
+    if committed is None:
+        return ["not a valid notebook; build it again"]
     text = target.read_text("utf-8")
     if serialize(without_outputs(committed)) != serialize(assemble(module, root)):
         return [f"differs from its source; run python course/build.py build {module.label}"]
@@ -79,6 +80,18 @@ def write_map(root: Path, *, dry: bool = False) -> bool:
     if new != text and not dry:
         _write(path, new)
     return new != text
+
+
+def _read(path: Path) -> NotebookNode | None:
+    """Read a notebook; None if there is none or if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        book = nbformat.from_dict(json.loads(path.read_text("utf-8")))
+        nbformat.validate(book)
+    except (nbformat.ValidationError, ValueError):
+        return None
+    return nbformat.read(path, as_version=4)
 
 
 def _write(path: Path, text: str) -> None:

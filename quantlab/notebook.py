@@ -55,7 +55,7 @@ def notebook(number: int) -> None:
 
     Examples
     --------
-    >>> notebook(4)
+    >>> notebook(4)  # doctest: +SKIP
     Module 4 of 25 is ready: fixed seeds, no network needed.
     """
     if number not in range(1, MODULES + 1):
@@ -286,11 +286,12 @@ def _round(number: Decimal, sig: int) -> str:
     """Round one decimal number to `sig` digits, marking a value beside a boundary."""
     if not number.is_finite() or not number:
         return str(number).lower() if number else "0"
-    unit = Decimal(1).scaleb(number.adjusted() - sig + 1)
+    last = number.adjusted() - sig + 1  # the power of ten of the last digit
+    unit = Decimal(1).scaleb(last)
     position = abs(number) / unit % 1
     rounded = number.quantize(unit, ROUND_HALF_EVEN)
     if rounded.adjusted() > number.adjusted():  # 9.996 became 10.00: one digit too many
-        rounded = rounded.quantize(unit * 10)
+        rounded = rounded.quantize(Decimal(1).scaleb(last + 1))
     mark = "~" if abs(position - Decimal("0.5")) < MARGIN else ""
     return format(rounded, "f" if -5 < number.adjusted() < 7 else "e") + mark
 

@@ -20,6 +20,7 @@ TAGS = {
     "quiz",
     "nbval-ignore-output",
 }
+IGNORED = "nbval-ignore-output"
 MOST_LINES = 20
 MOST_IGNORED = 2
 MOST_BYTES = 1_000_000
@@ -54,7 +55,7 @@ def refuse_source(module: Module, cells: list[NotebookNode]) -> None:
         for place, cell in enumerate(cells, start=1)
         for problem in source_problems(cell)
     ]
-    ignored = sum("nbval-ignore-output" in cell.metadata.get("tags", []) for cell in cells)
+    ignored = sum(IGNORED in cell.metadata.get("tags", []) for cell in cells)
     if ignored > MOST_IGNORED:
         problems.append(f"{module.name}: {ignored} ignored outputs; {MOST_IGNORED} are allowed")
     if problems:
@@ -123,7 +124,7 @@ def output_problems(output: NotebookNode, tags: list[str]) -> Iterator[str]:
     text = output.get("text", "") + "\n".join(
         str(value) for kind, value in data.items() if not kind.startswith("image/")
     )
-    if "nbval-ignore-output" in tags:
+    if IGNORED in tags:
         return
     for pattern, advice in UNSTABLE_TEXT.items():
         found = re.search(rf".{{0,20}}{pattern}", text)

@@ -133,8 +133,8 @@ def expect_tensor(
     if value.shape != target.shape:
         raise Wrong(f"{what}: expected shape {shape}, yours is {tuple(value.shape)}")
     mine, right = value.detach().double(), target.detach().double()
-    gap = torch.where(mine == right, torch.zeros_like(right), (mine - right).abs())
-    excess = (gap - (right.abs() * rel).clamp(min=abs_)).nan_to_num(nan=math.inf)
+    excess = (mine - right).abs() - (right.abs() * rel).clamp(min=abs_)
+    excess = torch.where(mine == right, 0.0, excess.nan_to_num(nan=math.inf))  # inf equals inf
     if excess.numel() and not bool((excess <= 0).all()):
         place = torch.unravel_index(excess.argmax(), target.shape)
         index = tuple(int(part) for part in place)

@@ -176,8 +176,8 @@ def mark_multi(variant: Variant, text: str) -> Feedback:
 def mark_true_false(variant: Variant, text: str) -> Feedback:
     """Mark a truth value and its reason, half each; the reason counts only with the value."""
     words = parse_words(text)
-    if words[0] not in TRUTHS:
-        raise ValueError(f"{words[0]!r} is neither true nor false; write 'false b'")
+    if not words or words[0] not in TRUTHS:
+        raise ValueError(f"{text!r} is neither true nor false; write 'false b'")
     truth = TRUTHS[words[0]]
     reasons = chosen(variant, words[1:])
     if len(reasons) != 1:

@@ -18,7 +18,7 @@ const fresh = (word) => `quantlab-${word}-${++serial}`;
 
 function choice(kind, group, option, value = option.id) {
   const id = fresh("choice");
-  return make("div", { class: "ql-choice" },
+  return make("div", { class: "quiz-choice" },
     make("input", { type: kind, name: group, id, value, ...guard }),
     make("label", { for: id, html: `${option.letter ? option.letter + ") " : ""}${option.html}` }));
 }
@@ -29,13 +29,13 @@ function menu(labelHtml, key, entries) {
   for (const entry of entries) {
     select.append(make("option", { value: entry.id }, `${entry.letter}) ${entry.text}`));
   }
-  return make("div", { class: "ql-choice" }, make("label", { for: id, html: labelHtml }), select);
+  return make("div", { class: "quiz-choice" }, make("label", { for: id, html: labelHtml }), select);
 }
 
 function textbox(question) {
   const id = fresh("text");
   const unit = question.unit ? ` (in ${question.unit})` : "";
-  return make("div", { class: "ql-choice" },
+  return make("div", { class: "quiz-choice" },
     make("label", { for: id }, `Your answer${unit}`),
     make("input", { type: "text", id, autocomplete: "off", spellcheck: "false", size: "16", ...guard }));
 }
@@ -53,7 +53,7 @@ const KINDS = {
   true_false: {
     draw: (q) => {
       const truth = fresh("truth"), why = fresh("why");
-      const row = (label, nodes) => make("div", { role: "radiogroup", "aria-label": label, class: "ql-row" }, ...nodes);
+      const row = (label, nodes) => make("div", { role: "radiogroup", "aria-label": label, class: "quiz-row" }, ...nodes);
       const values = ["true", "false"].map((word) => choice("radio", truth, { id: word, html: word }));
       const reasons = q.options.map((option) => choice("radio", why, option));
       return [row("true or false", values), make("p", {}, "because"), row("reason", reasons)];
@@ -77,9 +77,9 @@ const KINDS = {
 
 function drawQuestion(model, question, number) {
   const kind = KINDS[question.type];
-  const inputs = make("div", { class: "ql-inputs" }, ...kind.draw(question));
-  const status = make("p", { role: "status", "aria-live": "polite", class: "ql-status" });
-  const hints = make("ul", { class: "ql-hints", "aria-label": "Hints" });
+  const inputs = make("div", { class: "quiz-inputs" }, ...kind.draw(question));
+  const status = make("p", { role: "status", "aria-live": "polite", class: "quiz-status" });
+  const hints = make("ul", { class: "quiz-hints", "aria-label": "Hints" });
   const send = (message) => model.send({ id: question.id, ...message });
   const button = (text, action, attributes = {}) => {
     const label = `${text}, question ${number}`;
@@ -87,14 +87,14 @@ function drawQuestion(model, question, number) {
     if (action) node.addEventListener("click", action);
     return node;
   };
-  const buttons = make("div", { class: "ql-buttons" }, button("Check", null, { type: "submit" }));
+  const buttons = make("div", { class: "quiz-buttons" }, button("Check", null, { type: "submit" }));
   if (question.hints) buttons.append(button("Hint", () => send({ kind: "hint" })));
   if (question.fresh) buttons.append(button("New numbers", () => send({ kind: "new" })));
   const form = make("form", { "data-question": question.id, "data-counter": question.counter, autocomplete: "off" },
     make("fieldset", {},
       make("legend", { html: `Question ${number}` }),
-      make("div", { class: "ql-stem", html: question.stem }),
-      make("p", { class: "ql-how" }, `Answer: ${question.how}.`),
+      make("div", { class: "quiz-stem", html: question.stem }),
+      make("p", { class: "quiz-how" }, `Answer: ${question.how}.`),
       inputs, buttons, status, hints));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -116,13 +116,13 @@ function showState(form, state) {
   form.dataset.state = state.state;
   const status = form.querySelector("[role=status]");
   if (status.innerHTML !== state.text) status.innerHTML = state.text;
-  form.querySelector(".ql-hints").replaceChildren(...state.hints.map((hint) => make("li", { html: hint })));
+  form.querySelector(".quiz-hints").replaceChildren(...state.hints.map((hint) => make("li", { html: hint })));
 }
 
 function render({ model, el }) {
-  const root = make("div", { class: "quantlab-quiz", role: "group", "aria-label": model.get("title") },
+  const root = make("div", { class: "ql-widget ql-quiz", role: "group", "aria-label": model.get("title") },
     make("p", { class: "ql-title" }, model.get("title")));
-  const summary = make("p", { class: "ql-summary" });
+  const summary = make("p", { class: "quiz-summary" });
   const forms = new Map();
   model.get("questions").forEach((question, place) => {
     forms.set(question.id, drawQuestion(model, question, place + 1));

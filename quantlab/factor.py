@@ -1,8 +1,8 @@
 """Factor a damped second moment, H + damp mean(diag H) I = R R^T with R upper triangular.
 
 GPTQ needs the upper triangular U of H^-1 = U^T U, or only its diagonal blocks. That U is R^-1, so
-one Cholesky factorization, of H with rows and columns reversed, replaces the chain Cholesky, inverse,
-Cholesky.
+one Cholesky factorization, of H with rows and columns reversed, replaces three large steps: Cholesky,
+inverse, Cholesky.
 """
 
 from __future__ import annotations

@@ -239,6 +239,9 @@ def test_dead_inputs_are_rounded_to_nearest_and_reported(act_order):
     ours = gptq(weight, moment, Scheme(4), act_order=act_order)
     assert ours.codes[:, dead].equal(rtn(weight, Scheme(4)).codes[:, dead])
     assert any("4 of 192 inputs are always 0" in note for note in ours.notes)
+    # Dead inputs count as 0 in the mean that damping is a fraction of, as the twin's do.
+    expected, _ = obq(weight, moment, Scheme(4), act_order=act_order)
+    assert torch.allclose(ours.dequantize(), expected, **EXACT)
 
 
 def test_fewer_tokens_than_columns_are_solved_without_raising_damp():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantlab.methods.gptq import inverse_cholesky
+from quantlab.factor import inverse_cholesky
 from quantlab.methods.rtn import rtn
 from quantlab.plot import Picture, sweep_panels
 from quantlab.plot_style import short

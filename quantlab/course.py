@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOMS = ("course", "labs", "quizzes")
+ROOMS = ("course", "quizzes")  # labs as well, once there are some
 FIRST = "course/01_introduction.ipynb"
 RECORD = ".quantlab.json"  # what we wrote: path -> SHA-256
 PORTS = range(8888, 8988)

@@ -94,7 +94,7 @@ function drawQuestion(model, question, number) {
     make("fieldset", {},
       make("legend", { html: `Question ${number}` }),
       make("div", { class: "quiz-stem", html: question.stem }),
-      make("p", { class: "quiz-how" }, `Answer: ${question.how}.`),
+      ...(kind === typed ? [make("p", { class: "quiz-how" }, `Answer: ${question.how}.`)] : []),
       inputs, buttons, status, hints));
   form.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -16,11 +16,11 @@ from quantlab.plot_errors import (
     clip_sentence,
     column_errors,
     draw_clip,
-    draw_matrix,
     fill,
     heat_map,
     layer_errors,
     sqnr_bars,
+    sweep_panels,
 )
 from quantlab.plot_style import (
     MARKERS,
@@ -135,7 +135,7 @@ def quality_ladder(
         axes.axhline(reference, color=PALETTE["quiet"], ls="--", label=f"float: {reference:.4g}")
     if reference is not None or len(names) > 1:
         axes.legend(loc="upper right")
-    if quality.max() > 5 * quality.min():
+    if quality.max() > 2 * quality.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -276,31 +276,3 @@ def clip_panels(
     left.set_title(f"{name}, clip {short(position)}")
     right.set_title("Clipping against rounding")
     return Picture(figure, clip_sentence(*curve, name))
-
-
-@styled
-def sweep_panels(matrix: Any, cumulative: Mapping[str, Any]) -> Picture:
-    """Draw H beside the output error after each column: the still picture of the column sweep.
-
-    Parameters
-    ----------
-    matrix : (columns, columns)
-    cumulative : method -> (columns + 1,) output error after that many columns
-    """
-    figure, (left, right) = canvas(2)
-    draw_matrix(figure, left, numbers(matrix))
-    left.set_title("H: which columns move together")
-    left.set_xlabel("column")
-    left.set_ylabel("column")
-    ends = {}
-    for index, (name, values) in enumerate(cumulative.items()):
-        errors = numbers(values)
-        ends[name] = errors[-1]
-        style = {"color": fill(index)["color"], "marker": "os^D"[index % 4], "ms": 4}
-        right.plot(np.arange(errors.size), errors, label=f"{name}: {short(errors[-1])}", **style)
-    right.set_xlabel("columns rounded")
-    right.set_ylabel("mean squared output error")
-    right.set_title("Error so far")
-    right.legend(loc="upper left")
-    listed = ", ".join(f"{name} {short(value)}" for name, value in ends.items())
-    return Picture(figure, f"Output error after the last column: {listed}.")

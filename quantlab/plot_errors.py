@@ -237,3 +237,31 @@ def median_ratio(errors: Mapping[str, float], base: Mapping[str, float]) -> floa
     """Return the median over shared layers of errors / base; NaN if they share none."""
     ratios = [errors[name] / base[name] for name in base if name in errors and base[name] > 0]
     return float(np.median(ratios)) if ratios else float("nan")
+
+
+@styled
+def sweep_panels(matrix: Any, cumulative: Mapping[str, Any]) -> Picture:
+    """Draw H beside the output error after each column: the still picture of the column sweep.
+
+    Parameters
+    ----------
+    matrix : (columns, columns)
+    cumulative : method -> (columns + 1,) output error after that many columns
+    """
+    figure, (left, right) = canvas(2)
+    draw_matrix(figure, left, numbers(matrix))
+    left.set_title("H: which columns move together")
+    left.set_xlabel("column")
+    left.set_ylabel("column")
+    ends = {}
+    for index, (name, values) in enumerate(cumulative.items()):
+        errors = numbers(values)
+        ends[name] = errors[-1]
+        style = {"color": fill(index)["color"], "marker": "os^D"[index % 4], "ms": 4}
+        right.plot(np.arange(errors.size), errors, label=f"{name}: {short(errors[-1])}", **style)
+    right.set_xlabel("columns rounded")
+    right.set_ylabel("mean squared output error")
+    right.set_title("Error so far")
+    right.legend(loc="upper left")
+    listed = ", ".join(f"{name} {short(value)}" for name, value in ends.items())
+    return Picture(figure, f"Output error after the last column: {listed}.")

@@ -134,4 +134,4 @@ def exact(value: float) -> str:
         return "NaN"
     if math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
-    return f"{value:.12g}"
+    return repr(value).removesuffix(".0")

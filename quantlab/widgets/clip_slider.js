@@ -46,8 +46,8 @@ function errors(stage, [percents, clipping, rounding], at, largest, cut) {
   svg(stage, "path", { d: `M${X(clips[best])} ${Y(total[best]) - 4}l-6 -11h12Z`, fill: "var(--ql-vermillion)" });
   const legend = [["rounding", "var(--ql-blue)"], ["clipping", cut], ["least", "var(--ql-vermillion)"]];
   legend.forEach(([name, fill], index) => {
-    svg(stage, "rect", { x: 600, y: 36 + 18 * index, width: 18, height: 11, fill });
-    svg(stage, "text", { x: 624, y: 46 + 18 * index }, name);
+    svg(stage, "rect", { x: 450 + 90 * index, y: 294, width: 18, height: 11, fill });
+    svg(stage, "text", { x: 473 + 90 * index, y: 304 }, name);
   });
 }
 
@@ -67,7 +67,7 @@ function draw({ bits, clip }, stage, { table }) {
 
 export default {
   render({ model, el }) {
-    const self = widget({ model, el }, { title: "Clip slider", height: 292, draw });
+    const self = widget({ model, el }, { title: "Clip slider", height: 312, draw });
     const { choices } = self.table;
     picker(self, { key: "bits", label: "Bits", values: choices.bits });
     slider(self, { key: "clip", label: "Clip, % of the largest weight", values: () => choices.clip,

@@ -25,7 +25,7 @@ function drawCurve(stage, { rows, reference, choices }, now) {
   const most = Math.max(reference.nbytes, ...rows.map((row) => row.nbytes));
   const worst = Math.max(...rows.map((row) => row.perplexity));
   const best = Math.min(reference.perplexity, ...rows.map((row) => row.perplexity));
-  const log = worst > 5 * best;
+  const log = worst > 2 * best;
   const y = log ? [best / 1.25, worst * 1.2] : [best - 0.08 * (worst - best), worst + 0.08 * (worst - best)];
   const { X, Y } = axes(stage, { box: [58, 26, 470, 262], x: [0, (most / 1e6) * 1.05], y, log,
     xLabel: "size of the model in MB", yLabel: "perplexity (lower is better)" });

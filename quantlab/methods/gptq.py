@@ -143,7 +143,8 @@ class Sweep:
         self.scheme, self.order, self.notes = scheme, factor.order, factor.notes
         self.stale = stale
         self.R = factor.upper.to(W.dtype)
-        self.D = W.T[self.order].contiguous()  # W - Q once rounded, W before
+        ordered = W[:, self.order] if factor.act_order else W  # spare the copy where nothing moves
+        self.D = ordered.T.clone(memory_format=torch.contiguous_format)  # W; W - Q once rounded
         self.codes = torch.empty(columns, rows, dtype=torch.uint8)
         self.losses = torch.empty(columns, dtype=W.dtype)
         self.size = scheme.group_size or columns

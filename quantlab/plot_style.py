@@ -34,7 +34,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DPI = 150
 SHOWN_PER_INCH = 100  # CSS pixels; the image holds 1.5 times as many, for sharp screens
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
     "font.size": 10.0,
     "axes.titlesize": 11.5,

@@ -22,6 +22,7 @@ from quantlab.plot_errors import (
     sqnr_bars,
     sweep_panels,
 )
+from quantlab.plot_levels import level_lines
 from quantlab.plot_style import (
     MARKERS,
     PALETTE,
@@ -44,6 +45,7 @@ __all__ = [
     "column_errors",
     "heat_map",
     "layer_errors",
+    "level_lines",
     "number_line",
     "quality_ladder",
     "sqnr_bars",

@@ -5,10 +5,6 @@ function valueText(text) {
   return { Infinity: "∞", "-Infinity": "-∞" }[text] ?? text;
 }
 
-function tick(stage, x, top, bottom, width) {
-  svg(stage, "path", { d: `M${x} ${top}V${bottom}`, stroke: "var(--ql-blue)", "stroke-width": width });
-}
-
 function pointer(stage, x, y) {
   svg(stage, "path", { d: `M${x} ${y}l-7 -13h14Z`, fill: "var(--ql-vermillion)" });
 }
@@ -18,7 +14,8 @@ function line(stage, values, { low, high, y, label, wide, marked, texts }) {
   const X = (value) => 30 + (660 * (value - low)) / (high - low || 1);
   svg(stage, "path", { d: `M20 ${y}H700`, class: "ql-axis" });
   svg(stage, "text", { x: 20, y: y - 46, class: "ql-label" }, label);
-  for (const value of values) tick(stage, X(value), y - 22, y, wide);
+  const ticks = values.map((value) => `M${X(value)} ${y - 22}V${y}`).join("");
+  svg(stage, "path", { d: ticks, stroke: "var(--ql-blue)", "stroke-width": wide });
   let free = -Infinity;
   for (const value of texts) {
     const text = String(+value.toPrecision(6));

@@ -20,20 +20,26 @@ function largest(matrix) {
   return Math.max(1e-300, ...matrix.flat(Infinity).map(Math.abs));
 }
 
-function movedWeights(stage, table, step) {
+function movedWeights(stage, self, step) {
+  const { table } = self;
+  self.limit ??= largest(table.moved); // one color scale for all steps
   const box = [20, 34, 440, 200];
   svg(stage, "text", { x: 20, y: 14, class: "ql-strong" }, "How far each weight has moved");
-  const wide = cells(stage, table.moved[step], { box, limit: largest(table.moved) });
+  const wide = cells(stage, table.moved[step], { box, limit: self.limit });
   const edge = 20 + wide * step;
   svg(stage, "path", { d: `M${edge} 24V206`, stroke: "currentColor", "stroke-width": 2.5 });
   if (step > 2) svg(stage, "text", { x: edge - 6, y: 29, "text-anchor": "end" }, "rounded");
   if (step < table.hessian.length - 1) svg(stage, "text", { x: edge + 6, y: 29 }, "still free");
 }
 
-function hessian(stage, table, step) {
+// H never changes, so its cells are made once and put back into each new picture.
+function hessian(stage, self, step) {
   svg(stage, "text", { x: 500, y: 14, class: "ql-strong" }, "H: which inputs go together");
-  const wide = cells(stage, table.hessian, { box: [500, 34, 666, 200], limit: largest(table.hessian) });
+  const H = self.table.hessian;
+  if (self.map) stage.append(self.map);
+  else cells((self.map = svg(stage, "g")), H, { box: [500, 34, 666, 200], limit: largest(H) });
   if (step === 0) return;
+  const wide = 166 / H.length;
   const look = { fill: "none", stroke: "currentColor", "stroke-width": 2 };
   svg(stage, "rect", { x: 500, y: 34 + wide * (step - 1), width: 166, height: wide, ...look });
   svg(stage, "text", { x: 672, y: 38 + wide * (step - 0.5) }, `row ${step - 1}`);
@@ -72,9 +78,10 @@ function outputError(stage, table, step) {
   });
 }
 
-function draw({ step }, stage, { table }) {
-  movedWeights(stage, table, step);
-  hessian(stage, table, step);
+function draw({ step }, stage, self) {
+  const { table } = self;
+  movedWeights(stage, self, step);
+  hessian(stage, self, step);
   columnBars(stage, table, step);
   outputError(stage, table, step);
   const { RTN, GPTQ } = table.errors;

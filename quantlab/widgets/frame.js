@@ -16,7 +16,7 @@ function html(tag, attributes = {}, ...children) {
 function svg(parent, tag, attributes = {}, text = "") {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.textContent = text;
+  if (text !== "") element.textContent = text;
   parent.append(element);
   return element;
 }

@@ -1,0 +1,91 @@
+"""All four widgets in a real JupyterLab, over small synthetic tables."""
+
+import nbformat
+import pytest
+from browser.probes import key_times, percentile, trapped
+
+SETUP = """
+import torch
+from quantlab.scheme import Scheme
+from quantlab.widgets import BitInspector, ClipSlider, ColumnSweep, MemoryDial
+"""
+DIAL = """
+rows = [
+    dict(bits=b, group=g, bits_per_weight=b + 16 / (g or 256),
+         nbytes=int(3.1e6 * (b + 16 / (g or 256)) / 8) + 1_000_000,
+         perplexity=3.95 + 60 * 4.0 ** (1 - b) * (0.4 + (g or 256) / 400),
+         text=f"Once upon a time there was a little model of {b} bits. It lived in a small house "
+              "and liked to tell stories about a red ball.")
+    for b in (2, 3, 4, 5, 6, 8) for g in (16, 32, 64, 128, None)
+]
+MemoryDial(rows, dict(nbytes=7_344_640, perplexity=3.952, text="Once upon a time"))
+"""
+CLIP = """
+generator = torch.Generator().manual_seed(0)
+ClipSlider(torch.randn(128, 128, generator=generator) * 0.05, start=(4, 70))
+"""
+SWEEP = """
+W = torch.randn(8, 16, generator=generator, dtype=torch.float64) * 0.1
+X = torch.randn(16, 200, generator=generator, dtype=torch.float64)
+X[1:] += 0.9 * X[:-1]
+ColumnSweep(W, X @ X.T / 200, Scheme(3, 8), step=6)
+"""
+TITLES = ["Memory dial", "Bit inspector", "Clip slider", "Column sweep"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one notebook of four widgets between two headings."""
+    folder = tmp_path / "course"
+    folder.mkdir()
+    cells = [nbformat.v4.new_markdown_cell("# Widgets")]
+    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP):
+        cells.append(nbformat.v4.new_code_cell(source.strip()))
+    cells.append(nbformat.v4.new_markdown_cell("## The end"))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "w.ipynb")
+    return folder
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_each_widget_draws_moves_and_keeps_its_keys_to_itself(lab, folder, tmp_path, dark):
+    here = lab(folder, dark)
+    here.open("w.ipynb")
+    here.run_all()
+    assert here.failures() == []
+    for title in TITLES:
+        selector = f'.ql-widget[aria-label="{title}"]'
+        here.show(selector)
+        root = here.page.locator(selector)
+        name = title.replace(" ", "_").lower()
+        root.screenshot(path=tmp_path / f"{name}_{'dark' if dark else 'light'}.png")
+        picture, readout = root.locator("svg[role=img]"), root.locator(".ql-readout")
+        assert picture.get_attribute("aria-label") == readout.inner_text()
+        times = key_times(here.page, root, presses=8 if dark else 44)
+        assert percentile(times, 0.95) <= 100, f"{title}: {sorted(times)[-5:]} ms"
+        print(f"{title}: median {percentile(times, 0.5):.1f} ms, p95 {percentile(times, 0.95):.1f}")
+        root.locator(".ql-toggle").click()
+        assert root.locator("td").count() > 10
+        root.screenshot(path=tmp_path / f"{name}_table.png")
+        if not dark:
+            assert trapped(here, root) == []
+    assert here.errors == []
+    print(tmp_path)
+
+
+def test_the_number_box_is_the_slider_s_twin_and_python_hears_of_it(lab, folder):
+    here = lab(folder)
+    here.open("w.ipynb")
+    here.run_all()
+    here.show('.ql-widget[aria-label="Clip slider"]')
+    root = here.page.locator('.ql-widget[aria-label="Clip slider"]')
+    box, slider = root.locator("input[type=number]"), root.locator("input[type=range]")
+    box.fill("41.3")
+    box.press("Enter")
+    assert slider.get_attribute("aria-valuetext") == "41 %"
+    assert box.input_value() == "41"
+    assert "clip at 41 %" in root.locator(".ql-readout").inner_text()
+    box.press("ArrowUp")
+    assert slider.get_attribute("aria-valuetext") == "42 %"
+    root.locator("select").select_option(label="2")
+    assert root.locator(".ql-readout").inner_text().startswith("2 bits, clip at 42 %")

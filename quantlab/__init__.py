@@ -9,12 +9,13 @@ True
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantlab import quiz
 from quantlab.block import Block, Method, second_moment
 from quantlab.data import calibration_set, test_set
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
+from quantlab.factor import factorize, inverse_cholesky
 from quantlab.floats import (
     BF16,
     E8M0,
@@ -27,8 +28,9 @@ from quantlab.floats import (
     NF4,
     Codebook,
     FloatFormat,
+    nf4_levels,
 )
-from quantlab.methods.gptq import GPTQ, gptq
+from quantlab.methods.gptq import GPTQ, gptq, solve
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
@@ -47,6 +49,9 @@ from quantlab.tensor import (
     sqnr,
 )
 
+if TYPE_CHECKING:  # imported on first use: see __getattr__
+    from quantlab import plot, widgets
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -60,6 +65,7 @@ __all__ = [
     "FP16",
     "GPTQ",
     "NF4",
+    "nf4_levels",
     "RTN",
     "Block",
     "CalibrationError",
@@ -78,6 +84,9 @@ __all__ = [
     "evaluate",
     "exercise",
     "gptq",
+    "factorize",
+    "solve",
+    "inverse_cholesky",
     "is_quantized",
     "load",
     "log_probabilities",

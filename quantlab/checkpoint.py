@@ -151,10 +151,8 @@ def restore_(model: Llama, state: dict[str, Tensor], quantization: dict[str, Any
         parent_path, _, attribute = name.rpartition(".")
         try:
             parent = model.get_submodule(parent_path)
-            linear = model.get_submodule(name)
-            packed = take(
-                state, name, Scheme.parse(text), (linear.out_features, linear.in_features)
-            )
+            rows, columns = model.get_parameter(f"{name}.weight").shape
+            packed = take(state, name, Scheme.parse(text), (rows, columns))
         except (AttributeError, KeyError, TypeError) as error:
             raise UnsupportedModelError(f"{name}: no such layer or tensor ({error})") from error
         setattr(parent, attribute, QuantizedLinear(packed))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantlab.block import Method
 from quantlab.data import calibration_set, test_set
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities
 from quantlab.methods.gptq import GPTQ
@@ -36,63 +35,49 @@ class Row:
     story: str
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every line of the table is measured with."""
+
+    tokenizer: Tokenizer
+    tokens: torch.Tensor
+    reference: torch.Tensor
+
+    def measure(self, name: str, model: nn.Module, bits_per_weight: float, nbytes: int) -> Row:
+        """Evaluate a model and let it continue the prompt greedily."""
+        quality = evaluate(model, self.tokens, reference=self.reference)
+        prompt = torch.tensor([self.tokenizer.encode(PROMPT)])
+        written = model.generate(prompt, NEW_TOKENS)[0, prompt.shape[1] :]  # type: ignore[operator]
+        story = " ".join(self.tokenizer.decode(written).split())
+        return Row(name, bits_per_weight, nbytes, quality, story)
+
+
 def run_demo(say: Callable[[str], None] = print) -> list[Row]:
-    """Quantize the storyteller seven ways, say each line as it is known, and return the rows."""
+    """Quantize the storyteller six ways, say each line as it is known, and return the rows."""
     started = time.perf_counter()
     model, tokenizer = load("storyteller")
     tokens = test_set(tokenizer, samples=24)
     data = calibration_set(tokenizer, samples=32)
-    reference = log_probabilities(model, tokens)
-    linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    say(heading(linears, tokens.numel()))
-    rows = [measure("float32", 32.0, 4 * linears, model, tokenizer, tokens, reference)]
+    bench = Bench(tokenizer, tokens, log_probabilities(model, tokens))
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    say(heading(weights, tokens.numel()))
+    rows = [bench.measure("float32", model, 32.0, 4 * weights)]
     say(line(rows[0]))
     for bits in (4, 3, 2):
-        for method in (RTN(), GPTQ()):
+        for method, calibration in ((RTN(), None), (GPTQ(), data)):
             twin = copy.deepcopy(model)
-            rows.append(quantized_row(twin, method, bits, tokenizer, data, tokens, reference))
+            report = quantize_(twin, method, Scheme(bits=bits, group_size=GROUP), calibration)
+            name = f"{type(method).__name__} {bits} bit"
+            rows.append(bench.measure(name, twin, report.bits_per_weight, report.nbytes))
             say(line(rows[-1]))
     say(closing(rows, weight_bytes(model), time.perf_counter() - started))
     return rows
 
 
-def quantized_row(
-    model: nn.Module,
-    method: Method,
-    bits: int,
-    tokenizer: Tokenizer,
-    data: torch.Tensor,
-    tokens: torch.Tensor,
-    reference: torch.Tensor,
-) -> Row:
-    """Quantize ``model`` in place and measure it."""
-    needs_data = data if isinstance(method, GPTQ) else None
-    report = quantize_(model, method, Scheme(bits=bits, group_size=GROUP), needs_data)
-    name = f"{type(method).__name__} {bits} bit"
-    return measure(name, report.bits_per_weight, report.nbytes, model, tokenizer, tokens, reference)
-
-
-def measure(
-    name: str,
-    bits_per_weight: float,
-    nbytes: int,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    tokens: torch.Tensor,
-    reference: torch.Tensor,
-) -> Row:
-    """Evaluate a model and let it continue the prompt greedily."""
-    quality = evaluate(model, tokens, reference=reference)
-    prompt = torch.tensor([tokenizer.encode(PROMPT)])
-    written = model.generate(prompt, NEW_TOKENS)[0, prompt.shape[1] :]  # type: ignore[operator]
-    story = " ".join(tokenizer.decode(written).split())
-    return Row(name, bits_per_weight, nbytes, quality, story)
-
-
-def heading(linears: int, tokens: int) -> str:
+def heading(weights: int, tokens: int) -> str:
     """Return the lines above the table."""
     return (
-        f"storyteller: {linears:,} weights in 28 linear layers; groups of {GROUP} share a float16 "
+        f"storyteller: {weights:,} weights in 28 linear layers; groups of {GROUP} share a float16 "
         f"scale.\nPerplexity on {tokens:,} held-out tokens (lower is better, +- one standard error)"
         "\nKL: nats per token by which the next-word forecast moved.\n"
         f'Each model goes on from: "{PROMPT}"\n\n'

@@ -142,7 +142,7 @@ def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor)
     embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
     check_tokens(data, embedding.num_embeddings if embedding else None)
     recorder = Recorder(blocks[names[0]])
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     caching = getattr(config, "use_cache", None)
     setattr(parent, attribute, nn.ModuleList([recorder]))
     try:

@@ -202,6 +202,10 @@ class Llama(nn.Module):
         self.config = config
         self.model = Decoder(config)
 
+    def blocks(self) -> list[DecoderLayer]:
+        """Return the decoder layers, first to last."""
+        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Map token ids (batch, length) to logits (batch, length, vocab_size)."""
         return F.linear(self.model(tokens, cache), self.model.embed_tokens.weight)

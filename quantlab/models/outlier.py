@@ -27,13 +27,10 @@ def add_outliers_(model: Llama, *, seed: int = 0) -> Llama:
         Of the choice of channels.
     """
     generator = torch.Generator().manual_seed(seed)
-    for layer in model.model.layers:
+    for layer in model.blocks():
         attention, mlp = layer.self_attn, layer.mlp
-        move_(
-            layer.input_layernorm.weight,
-            [attention.q_proj, attention.k_proj, attention.v_proj],
-            generator,
-        )
+        readers = [attention.q_proj, attention.k_proj, attention.v_proj]
+        move_(layer.input_layernorm.weight, readers, generator)
         move_(layer.post_attention_layernorm.weight, [mlp.gate_proj, mlp.up_proj], generator)
         enlarge_keys_(attention, generator)
     return model

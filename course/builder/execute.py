@@ -62,7 +62,8 @@ def normalize(book: NotebookNode) -> None:
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)
-        cell.outputs = _merge_streams([_strip(output, count) for output in cell.outputs])
+        shown = SPOKEN if "quiz" in cell.metadata.get("tags", []) else SEEN
+        cell.outputs = _merge_streams([_strip(output, count, shown) for output in cell.outputs])
 
 
 def reuse_outputs(book: NotebookNode, committed: NotebookNode) -> bool:
@@ -77,15 +78,21 @@ def reuse_outputs(book: NotebookNode, committed: NotebookNode) -> bool:
     return True
 
 
-def _strip(output: NotebookNode, count: int) -> NotebookNode:
+def _strip(output: NotebookNode, count: int, shown: set[str]) -> NotebookNode:
     if "data" in output:
-        if WIDGET in output.data and not {"image/png", "text/plain"} <= set(output.data):
+        if WIDGET in output.data and not _speaks_alone(output.data):
             raise BuildError("a widget without a static picture and text; give it both")
         output.data.pop(WIDGET, None)
         output.metadata = {}
     if output.output_type == "execute_result":
         output.execution_count = count
     return output
+
+
+def _speaks_alone(data: dict[str, str]) -> bool:
+    """Tell whether a widget says its content without a kernel: picture and line, or a full text."""
+    text = data.get("text/plain", "")
+    return bool(text) and ("image/png" in data or "\n" in text)  # a bare repr is one line
 
 
 def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:

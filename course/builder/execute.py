@@ -14,8 +14,6 @@ from builder.catalog import BuildError, Module
 from builder.rules import WIDGET
 
 SECONDS_PER_CELL = 60
-# What must be left of a widget once its live view is dropped: a quiz is text, all others are drawn.
-SEEN, SPOKEN = {"image/png", "text/plain"}, {"text/plain"}
 
 
 def execute(module: Module, book: NotebookNode, root: Path, *, timeout: int) -> None:

@@ -28,7 +28,7 @@ function drawCurve(stage, { rows, reference, choices }, now) {
   const log = worst > 2 * best;
   const y = log ? [best / 1.25, worst * 1.2] : [best - 0.08 * (worst - best), worst + 0.08 * (worst - best)];
   const { X, Y } = axes(stage, { box: [58, 26, 470, 262], x: [0, (most / 1e6) * 1.05], y, log,
-    xLabel: "size of the model in MB", yLabel: "perplexity (lower is better)" });
+    xLabel: "size of the weights in MB", yLabel: "perplexity (lower is better)" });
   const at = (row) => [X(row.nbytes / 1e6), Y(row.perplexity)];
   const [fx, fy] = at(reference);
   svg(stage, "path", { d: `M58 ${fy}H470`, stroke: "currentColor", "stroke-dasharray": "6 4", opacity: 0.6 });

@@ -202,7 +202,7 @@ def test_two_cells_may_hide_their_output_and_three_may_not(root):
         (new_output("stream", name="stderr", text="Warning: x"), "stderr"),
         (new_output("stream", text="loss 0.123~ after 3 steps"), "rounding boundary"),
         (new_output("stream", text="<object at 0x7f3a12345678>"), "memory address"),
-        (new_output("stream", text="saved to /srv/me/x"), "absolute path"),
+        (new_output("stream", text="saved to /usr/me/x"), "absolute path"),
         (new_output("execute_result", {"text/plain": "'/var/a1'"}), "absolute path"),
         (new_output("display_data", {"image/svg+xml": "<svg/>"}), "SVG"),
     ],

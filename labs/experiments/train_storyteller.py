@@ -241,6 +241,9 @@ def run(options: argparse.Namespace, recipe: Recipe) -> None:
         for stepper, saved in zip(steppers, state["steppers"], strict=True):
             stepper.load_state_dict(saved)
         log, step = state["log"], state["step"]
+    log.setdefault("runs", []).append(
+        {"from_step": step, "steps": recipe.steps, "threads": torch.get_num_threads()}
+    )
     log |= {"recipe": asdict(recipe), "parameters": sum(w.numel() for w in model.parameters())}
     began, recent = time.time() - log["seconds"], []
     while step < recipe.steps:

@@ -62,8 +62,7 @@ def normalize(book: NotebookNode) -> None:
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)
-        shown = SPOKEN if "quiz" in cell.metadata.get("tags", []) else SEEN
-        cell.outputs = _merge_streams([_strip(output, count, shown) for output in cell.outputs])
+        cell.outputs = _merge_streams([_strip(output, count) for output in cell.outputs])
 
 
 def reuse_outputs(book: NotebookNode, committed: NotebookNode) -> bool:
@@ -78,7 +77,7 @@ def reuse_outputs(book: NotebookNode, committed: NotebookNode) -> bool:
     return True
 
 
-def _strip(output: NotebookNode, count: int, shown: set[str]) -> NotebookNode:
+def _strip(output: NotebookNode, count: int) -> NotebookNode:
     if "data" in output:
         if WIDGET in output.data and not _speaks_alone(output.data):
             raise BuildError("a widget without a static picture and text; give it both")

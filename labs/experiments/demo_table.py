@@ -21,8 +21,8 @@ BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "What `quantlab demo` prints for the embedded model (groups of 64; perplexity on stories it",
-        "never saw, with one standard error; KL is how far the next-word forecast moved, in nats):",
+        "What `quantlab demo` measures on the embedded model (groups of 64; perplexity on unseen",
+        "stories, with one standard error; KL: how far the next-word forecast moved, in nats):",
         "",
         "| | bits per weight | bytes | perplexity | KL |",
         "|---|--:|--:|--:|--:|",
@@ -30,9 +30,8 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         quality = row.quality
         score = f"{quality.perplexity:.2f} ± {quality.perplexity_se:.2f}"
-        lines.append(
-            f"| {row.name} | {row.bits_per_weight:.2f} | {row.nbytes:,} | {score} | {quality.kl:.4f} |"
-        )
+        cost = f"{row.bits_per_weight:.2f} | {row.nbytes:,}"
+        lines.append(f"| {row.name} | {cost} | {score} | {quality.kl:.4f} |")
     return "\n".join([*lines, "", "Made by `python labs/experiments/demo_table.py`."])
 
 

@@ -56,7 +56,7 @@ def shrink(bits, group_size=32):
 
 
 def tell(storyteller):
-    return " ".join(tokenizer.decode(storyteller.generate(prompt, 24)[0]).split()) + " ..."
+    return " ".join(tokenizer.decode(storyteller.generate(prompt, 18)[0]).split()) + " ..."
 
 
 (four, report), (two, coarse) = shrink(4), shrink(2)
@@ -70,7 +70,7 @@ print(f" 2 bits, {coarse.nbytes:,} bytes: {tell(two)}")
 # 65,536, 3.6 times fewer bytes, and the storyteller tells a story: most people who see this for the
 # first time expected worse.
 #
-# Now the third line. Whatever it says today, two dozen words are an anecdote. We need a number for a
+# Now the third line. Whatever it says today, a line of text is an anecdote. We need a number for a
 # whole text, and we need it for more than three settings.
 #
 # ## Turn the dial
@@ -164,10 +164,10 @@ ql.plot.weight_histogram(row, levels)
 # more than 10 % above that?
 
 # %% tags=["myth"]
-parts, rows = {"16 bits": {"codes": 14e9, "scales": 0.0}}, [("16 bits", 16.0, 14.0)]
+parts, rows = {"16 bits": {"codes": 14e9, "scales": 0.0}}, [("16 bits", "16", 14.0)]
 for bits, group in ((8, 32), (4, 32), (4, 128), (3, 32), (2, 32)):
     name, cost = f"{bits} bits, groups of {group}", ql.Scheme(bits, group).bits_per_weight
-    rows.append((name, cost, 7 * cost / 8))  # billions of weights * bits / 8 = GB
+    rows.append((name, f"{cost:g}", 7 * cost / 8))  # billions of weights * bits / 8 = GB
     parts[name] = {"codes": 7e9 * bits / 8, "scales": 7e9 * (cost - bits) / 8}
 
 print(ql.table(rows, ["7 billion weights", "bits per weight", "GB"]))

@@ -4,7 +4,7 @@
 # Duration: 75 min · runs in about 8 s on 2 CPU cores
 #
 # A quantized weight is a small whole number, the *code*, and an agreement about what it stands for. This module is about the
-# agreements: how `01100100` can mean 100, 36, 0.141 or 24, depending on whom you ask.
+# agreements: how one and the same byte, `01100100`, can mean 100, or -28, or 48, or 1024, or two different weights.
 
 # %% [markdown]
 # ## Objectives
@@ -142,32 +142,34 @@ print("Verdict: a zero point means nothing without its integer range and its sig
 #   Z = 8. Code 0 stands for exactly that extreme.
 #
 # If the extreme is +0.8, then S = 0.8 / -8 = **-0.1**: the grid is turned around, and its codes run downhill. Nothing is wrong with
-# that; a scale is only a factor.
+# that; a scale is only a factor. (A *reader* of our files must not assume that scales are positive.)
 #
 # **Predict.** For the row 0.8, -0.33, 0.12, 0.5: which grid has the smaller gap? And which values near the *other* end does ours
 # no longer reach?
 
 # %%
-sym = ql.Scheme(bits=4)
+sym = ql.Scheme(bits=4)  # symmetric, one scale for the whole row
 
 
-def our_levels(row):
-    """Return the scale and the 16 values that a row's symmetric grid can represent."""
-    scale, zero_point = sym.grid(row[None])
-    return scale.item(), sym.decode(torch.arange(16)[None], scale[None], zero_point[None])[0]
+def our_grid(row):
+    """Quantize one row; return the result and all 16 values of its grid."""
+    result = ql.rtn(row[None], sym)  # round to nearest, as in module 01
+    return result, sym.decode(torch.arange(16)[None], result.scale, result.zero_point)[0]
 
 
 row = torch.tensor([0.8, -0.33, 0.12, 0.5], dtype=torch.float64)
-(s_up, up), (s_down, down) = our_levels(row), our_levels(-row)
-textbook = torch.arange(-7, 8).double() * row.abs().max() / 7
-print("textbook scale", ql.digits(0.8 / 7), "  ours", ql.digits(s_up), "  row negated", ql.digits(s_down))
-print("codes of the row:", sym.encode(row[None], torch.tensor([[s_up]]), torch.tensor([[8.0]]))[0].tolist())
-ql.plot.level_lines({"textbook": textbook, "ours": up, "ours, row negated": down},
-                    title="Sixteen levels, and who gets the odd one", unit="weight")  # fmt: skip
+(result, up), (mirrored, down) = our_grid(row), our_grid(-row)
+print("our scale", ql.digits(result.scale.item()), "  row negated", ql.digits(mirrored.scale.item()))
+for name, line in (("weights", row), ("codes", result.codes[0]), ("values", result.dequantize()[0])):
+    print(f"{name:9}", ql.digits(line))
+textbook = torch.arange(-7, 8) * row.abs().max() / 7
+lists = {"textbook": textbook, "ours": up, "ours, row negated": down}
+ql.plot.level_lines(lists, title="Gaps of 0.1 instead of 0.114, and one end falls short")
 
 # %% [markdown] tags=["predict"]
-# Our gap is 0.1 against 0.114: every weight of the row gains 12.5 %. The price stands at the other end: a weight of -0.79 would
-# stop at -0.7. Largest weights of both signs are rarely that close, and module 03 measures what the choice is worth.
+# Our gaps are 12.5 % narrower, for every weight of the row. The price stands at the far end: a weight of -0.79 would have to stop
+# at -0.7. The largest weights of both signs are rarely that close; module 03 measures what the choice is worth. And look at the
+# codes: the largest weight has code 0, and -0.33, the smallest, has the largest code. A negative scale counts downhill.
 #
 # ## What happens between two levels, and beyond the last?
 #
@@ -183,8 +185,8 @@ ql.plot.level_lines({"textbook": textbook, "ours": up, "ours, row negated": down
 
 # %% tags=["control"]
 ties = torch.arange(100, dtype=torch.float64) + 0.5
-print("average change: ties to even", ql.digits((torch.round(ties) - ties).mean().item()),
-      "  ties away from zero", ql.digits((torch.floor(ties + 0.5) - ties).mean().item()))  # fmt: skip
+print("average change, to even:       ", ql.digits((torch.round(ties) - ties).mean().item()))
+print("average change, away from zero:", ql.digits((torch.floor(ties + 0.5) - ties).mean().item()))
 
 one, middle = torch.ones(1, 1), torch.full((1, 1), 128.0)
 
@@ -201,7 +203,8 @@ def keeps_order(cast):  # the test: a larger number never gets a smaller code
     return bool((torch.diff(cast(torch.arange(-400, 401))) >= 0).all())
 
 
-print("200 saturates to", int(saturating(torch.tensor([200]))), "and wraps to", int(wrapping(torch.tensor([200]))))
+x = torch.tensor([200])
+print("200 saturates to", saturating(x).item(), "and wraps to", wrapping(x).item())
 assert keeps_order(saturating)
 assert not keeps_order(wrapping)  # the control: this one must fail
 print("a saturating cast keeps the order, a wrapping one does not")
@@ -228,14 +231,16 @@ print("a saturating cast keeps the order, a wrapping one does not")
 # When the exponent field is 0 the leading 1 is dropped: (-1)^s * 2^-6 * m/8. These *subnormal* numbers continue the last octave's
 # step of 2^-9 down to 0.
 #
-# **Try it.** In a running notebook you can switch each bit below with the mouse, or with Tab and the space key. Which bit doubles
-# the value? Which turns 0.1015625 into 0.0078125 less? Which code is the largest number? The picture shows the start.
+# **Try it.** In a running notebook you can switch each bit below with the mouse, or with Tab and the space key. Which single bit
+# halves the value? Which one takes 0.0078125 away? Which code is the largest number? (The picture shows the start: its lower line
+# is the whole format, its upper line the neighbors of 0.1015625. Watch the gap double at 0.125.)
 
 # %% tags=["signature"]
 ql.widgets.BitInspector(format="FP8_E4M3", code=0x1D)
 
 # %% [markdown] tags=["predict"]
-# Switching the lowest exponent bit doubles or halves; the lowest mantissa bit moves by one step of the octave, here 2^-7.
+# The lowest exponent bit halves the value (0011 becomes 0010); the lowest mantissa bit takes away one step of the octave, 2^-7; the
+# largest number is `0 1111 110`, 448. One code further, `0 1111 111`, is NaN.
 #
 # Formats differ in how they divide the bits, and in what they do at the top. **E5M2** is built like every IEEE float: the highest
 # exponent is kept for infinities and NaN. **E4M3** cannot spare 16 codes for that; it gives up infinities and keeps only
@@ -251,21 +256,21 @@ def census(form):
     """Count what the codes of a format stand for."""
     v = form.values()
     finite = v[v.isfinite()]
-    specials = int(v.isnan().sum()), int(v.isinf().sum())
+    counts = len(finite), len(finite.unique()), int(v.isnan().sum()), int(v.isinf().sum())
     ends = f"{form.max:g}", f"2^{torch.tensor(form.smallest).log2():.0f}"
-    return form.name, len(finite), len(finite.unique()), *specials, *ends, int((finite.abs() < 2).sum())
+    return form.name, *counts, *ends, int((finite.abs() < 2).sum())
 
 
 headers = ["format", "finite", "distinct", "NaN", "inf", "max", "smallest", "in (-2, 2)"]
 print(ql.table([census(form) for form in formats], headers), "\n")
 e4m3, e5m2 = (form.values()[:128] for form in formats[:2])
-part = {"E4M3": e4m3[e4m3 <= 8], "E5M2": e5m2[e5m2 <= 8], "INT8, scale 448/127": torch.arange(3) * 448 / 127}
+part = {"E4M3": e4m3[e4m3 <= 8], "E5M2": e5m2[e5m2 <= 8], "INT8": torch.arange(3) * 448 / 127}
 ql.plot.level_lines(part, title="Up to 8: floats crowd around zero, integers do not")
 
 # %% [markdown] tags=["predict"]
-# Exactly half of all codes, 128 of 256, lie between -2 and 2, in both FP8 formats; so it is for FP16 and BF16, and for any format
-# whose bias is about half its exponent range. A float spends its codes evenly on *octaves*, and half of them are below 2. (Distinct
-# is one less than finite because 0 and -0 are two codes.) An INT8 grid that must reach 448 has three levels up to 8.
+# Exactly half of all codes lie between -2 and 2: 128 of 256 in both FP8 formats, 32,768 of 65,536 in FP16 and BF16, 8 of 16 in
+# FP4. A float spends its codes evenly on *octaves*, and the usual bias, 2^(e-1) - 1 for e exponent bits, puts half of them below 2.
+# An INT8 grid that must reach 448 has three levels from 0 to 8. (*Distinct* is one less than *finite*: 0 and -0 are two codes.)
 #
 # The bit that E5M2 takes from the mantissa gives a range of 57,344 instead of 448, and half the levels in each octave. FP16 and
 # BF16 make the same trade with 16 bits: 10 mantissa bits and a maximum of 65,504, or 7 and the range of float32.
@@ -283,15 +288,16 @@ for form in (ql.FP16, ql.BF16, ql.FP8_E4M3, ql.FP8_E5M2):
     rows.append([form.name, *(f"{value:.8g}" for value in stored.tolist())])
 print(ql.table(rows, ["stored in", "1.001", "70000", "0.000001"]))
 
-# An outside judge: every code of every format must survive decode and encode, and equal torch's own reading.
-judges = {"FP8_E4M3": torch.float8_e4m3fn, "FP8_E5M2": torch.float8_e5m2, "FP16": torch.float16, "BF16": torch.bfloat16}
-for form in (form for form in formats if form.name in judges):
-    codes = torch.arange(2**form.bits, dtype=torch.uint8 if form.bits == 8 else torch.int32)
-    bits = codes if form.bits == 8 else codes.to(torch.int16)
-    theirs, ours = bits.view(judges[form.name]).double(), form.values()
+# An outside judge: torch reads each code, and each code must survive decoding and encoding.
+fp8_types = [(ql.FP8_E4M3, torch.float8_e4m3fn), (ql.FP8_E5M2, torch.float8_e5m2)]
+for form, dtype in [*fp8_types, (ql.FP16, torch.float16), (ql.BF16, torch.bfloat16)]:
+    codes = torch.arange(2**form.bits)
+    theirs = codes.to(torch.uint8 if form.bits == 8 else torch.int16).view(dtype).double()
+    ours = form.values()
+    assert torch.equal(ours.isnan(), theirs.isnan())
     real = ~ours.isnan()
-    assert torch.equal(ours[real], theirs[real]) and bool(theirs[~real].isnan().all())
-    assert torch.equal(form.encode(ours[real], saturate=False), codes[real])
+    assert torch.equal(ours[real], theirs[real])
+    assert torch.equal(form.encode(ours[real], saturate=False).long(), codes[real])
 print("\nall codes of FP8, FP16 and BF16 round-trip, and torch reads each of them as we do")
 
 # %% [markdown] tags=["myth"]
@@ -304,28 +310,30 @@ print("\nall codes of FP8, FP16 and BF16 round-trip, and torch reads each of the
 # **Claim.** "Quantization converts floating-point numbers to lower-precision integers."
 #
 # **Predict.** One row of 64 weights, its largest weight scaled to 1, is stored three times with 4 bits per code: as INT4 integers,
-# as E2M1 floats, and with NF4, a table. Each list has at most 16 levels. How many *different gaps* lie between the levels of each?
+# as E2M1 floats, and with NF4, a table. Each list has at most 16 levels. How many *sizes of gaps* does each list have?
 
 # %% tags=["myth"]
 import numpy as np
 
 row = torch.from_numpy(np.random.default_rng(7).standard_normal(64))
 row = row / row[row.abs().argmax()]  # the extreme is exactly 1
-s_row, int4 = our_levels(row)
+result, int4 = our_grid(row)
 levels = {"INT4": int4, "E2M1": ql.FP4_E2M1.values() / 6, "NF4": ql.NF4.values()}
 stored = {
-    "INT4": sym.decode(sym.encode(row[None], torch.tensor([[s_row]]), torch.tensor([[8.0]])),
-                       torch.tensor([[s_row]]), torch.tensor([[8.0]]))[0],
+    "INT4": result.dequantize()[0],
     "E2M1": ql.FP4_E2M1.decode(ql.FP4_E2M1.encode(row * 6), torch.float64) / 6,
     "NF4": ql.NF4.decode(ql.NF4.encode(row), torch.float64),
-}  # fmt: skip
-gaps = {name: len(values.unique().diff().round(decimals=9).unique()) for name, values in levels.items()}
+}
+gaps = {}
 for name, values in levels.items():
-    print(f"{name}: {len(values.unique())} levels, {len(stored[name].unique())} used, {gaps[name]} different gaps;",
-          ql.digits(values.unique()[-8:]))  # fmt: skip
+    ladder = values.unique()
+    gaps[name] = len(ladder.diff().round(decimals=9).unique())
+    print(f"{name}: {len(ladder)} levels, {len(stored[name].unique())} used, gap sizes: {gaps[name]}")
+    print("      from 0 up:", ql.digits(ladder[ladder >= 0]))
 assert gaps["INT4"] == 1 < gaps["E2M1"] < gaps["NF4"]
-print("Verdict: only INT4 counts in steps. The other two select from a list, with 4-bit codes all the same.")
-ql.plot.level_lines(levels, title="Three ways to choose 16 levels between -1 and 1", unit="weight / largest weight")
+print("Verdict: only INT4 counts in steps; the others select from a list, with 4-bit codes as well.")
+unit = "weight / largest weight"
+ql.plot.level_lines(levels, title="Three ways to choose up to 16 levels", unit=unit)
 
 # %% [markdown] tags=["predict"]
 # No integer stands behind an E2M1 level: 0.5, 1, 1.5, 2, 3, 4, 6 share no step on which codes could count. *Sources: OCP
@@ -346,26 +354,28 @@ import math
 
 from quantlab.floats import nf4_levels
 
-print("largest difference between derivation and table below 1e-6:",
-      bool((nf4_levels() - ql.NF4.values()).abs().max() < 1e-6))  # fmt: skip
+close = torch.allclose(nf4_levels(), ql.NF4.values(), rtol=0, atol=1e-6)
+print("the derivation meets the table to 1e-6:", close)
 
 
 def shares(levels, edge):
-    """Return the share of normal weights that each level gets, if `edge` standard deviations mean 1."""
+    """Return the percentage of normal weights at each level; 1 means `edge` deviations."""
     borders = (levels[1:] + levels[:-1]) / 2 * edge
     below = 0.5 * (1 + torch.erf(borders / math.sqrt(2)))
     return torch.diff(below, prepend=torch.zeros(1), append=torch.ones(1)) * 100
 
 
-edge = torch.special.ndtri(torch.tensor(929 / 960, dtype=torch.float64))  # the outermost quantile, 1.848
-rows = [(name, values.min().item(), values.max().item()) for name, values in
-        ((name, shares(levels[name].unique(), edge)) for name in ("NF4", "INT4"))]  # fmt: skip
+edge = torch.special.ndtri(torch.tensor(929 / 960, dtype=torch.float64))  # 1.848, the outermost
+rows = []
+for name in ("NF4", "INT4"):
+    share = shares(levels[name].unique(), edge)
+    rows.append((name, share.min().item(), share.max().item()))
 ql.table(rows, ["levels", "least used, %", "most used, %"])
 
 # %% [markdown] tags=["predict"]
-# NF4 keeps its promise, between 5.6 and 7.1 %. But mind the condition: the share is equal if the largest weight of the block lies at
-# 1.848 standard deviations. In real blocks of 64 it usually lies further out, and "equally used" is not "smallest error" anyway:
-# module 08 puts NF4 beside INT4 on the scales.
+# NF4 nearly keeps its promise: no level gets less than 5.6 or more than 7.1 %, where INT4's middle is crowded and its outer levels
+# stand half empty. But mind the condition: the largest weight of the block has to lie at 1.848 standard deviations. In blocks of 64
+# it usually lies further out, and "equally used" is not "smallest error" anyway: module 08 puts both on the scales.
 #
 # **In the wild.** FP8 checkpoints for vLLM, made with llm-compressor (`FP8_DYNAMIC`), hold E4M3 codes with one scale for each output
 # channel. MXFP4, the format of the released gpt-oss weights, is E2M1 in blocks of 32 with a power of two as scale. bitsandbytes
@@ -386,8 +396,8 @@ ql.table(rows, ["levels", "least used, %", "most used, %"])
 # %%
 codes = torch.tensor([1, 2, 3, 4, 5, 6, 7, 0], dtype=torch.uint8)
 packed = ql.pack_codes(codes, bits=3)
-ql_bytes = [f"{byte:08b} = 0x{byte:02X}" for byte in packed.tolist()]
-print("8 codes of 3 bits in", len(packed), "bytes:", ", ".join(ql_bytes))
+shown = [f"{byte:08b} = 0x{byte:02X}" for byte in packed.tolist()]
+print("8 codes of 3 bits in", len(packed), "bytes:", ", ".join(shown))
 print("9 codes of 3 bits in", ql.packed_bytes(9, bits=3), "bytes: a row is padded to whole bytes")
 assert torch.equal(ql.unpack_codes(packed, bits=3, count=8), codes)
 
@@ -416,7 +426,8 @@ exercise.check(codes_in_hex)
 # ### Exercise b: One range, two zero points
 # Difficulty: ●○○○○ · Importance: ●●●●● · 8 min
 #
-# Range [-2, 6], 8 bits, x = S * (q - Z): give the scale, and the zero point for uint8 and for int8.
+# Range [-0.5, 2], 8 bits, x = S * (q - Z): give the scale (a fraction such as `4 / 255` is fine), and the zero point for uint8 and
+# for int8.
 
 # %% tags=["exercise"]
 exercise = ql.exercise("02_number_formats.b")
@@ -472,7 +483,7 @@ ql.quiz.practice("02_number_formats")
 # - x = S * (q - Z): S = width / (number of codes - 1), Z = the code of 0, a whole number. [-1, 3] has Z = 64 (uint8) or -64 (int8).
 # - A symmetric grid has one level to give away. We give it to the largest weight, so the scale may be negative.
 # - Ties to even do not drift; saturation keeps the order, wrapping turns 200 into -56.
-# - Exponent bits buy range, mantissa bits buy precision: E4M3 ends at 448, E5M2 at 57,344, E2M1 at 6; half of the codes are below 2.
+# - Exponent bits buy range, mantissa bits buy precision: E4M3 ends at 448, E5M2 at 57,344, E2M1 at 6; half of all codes lie below 2.
 # - NF4 is a table of normal quantiles: quantizing does not have to mean integers.
 # - Codes of 3 bits lie end to end, lowest bit first: eight of them in three bytes.
 

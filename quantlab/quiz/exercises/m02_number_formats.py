@@ -47,18 +47,20 @@ def as_byte(code: Any) -> int:
 
 
 def check_affine(answer: Any) -> None:
-    """Compare scale and both zero points of [-1, 3]; name the usual confusions."""
-    right = {"scale": 4 / 255, "uint8": 64, "int8": -64}
+    """Compare scale and both zero points of [-0.5, 2]; name the usual confusions."""
+    right = {"scale": 2.5 / 255, "uint8": 51, "int8": -77}
     if isinstance(answer, dict) and set(right) <= set(answer):
-        if answer["scale"] == 4 / 256:
-            raise Wrong("scale 4/256 divides by the levels; 256 levels have 255 steps")
-        if (answer["uint8"], answer["int8"]) == (-64, 64):
+        if answer["scale"] == 2.5 / 256:
+            raise Wrong("scale 2.5/256 divides by the levels; 256 levels have 255 steps")
+        if (answer["uint8"], answer["int8"]) == (204, 76):
+            raise Wrong("204 counts the steps down from the top; count up from -0.5 to 0")
+        if (answer["uint8"], answer["int8"]) == (-51, 77):
             raise Wrong("both signs are turned: Z is the code that means 0.0, x = S * (q - Z)")
         if answer["uint8"] == answer["int8"]:
             raise Wrong(
                 f"both zero points are {answer['int8']}; int8 codes begin 128 below uint8's"
             )
-    expect(answer, right, "range [-1, 3]", abs_=1e-6)
+    expect(answer, right, "range [-0.5, 2]", abs_=1e-6)
 
 
 def half_away(x: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ EXERCISES = [
     ),
     Exercise(
         "b",
-        "Give scale and zero point of the range [-1, 3] for uint8 and for int8.",
+        "Give scale and zero point of the range [-0.5, 2] for uint8 and for int8.",
         difficulty=1,
         importance=5,
         minutes=8,
@@ -135,13 +137,14 @@ EXERCISES = [
             "scale = (high - low) / 255, zero point = lowest code + round(-low / scale)",
             "uint8 begins at 0, int8 at -128: the same grid, the codes shifted by 128",
         ],
-        solution={"scale": 4 / 255, "uint8": 64, "int8": -64},
+        solution={"scale": 2.5 / 255, "uint8": 51, "int8": -77},
         wrong=[
-            {"scale": 4 / 256, "uint8": 64, "int8": -64},
-            {"scale": 4 / 255, "uint8": 64, "int8": 64},
-            {"scale": 4 / 255, "uint8": -64, "int8": 64},
-            {"scale": 3 / 127, "uint8": 0, "int8": 0},
-            {"scale": 4 / 255},
+            {"scale": 2.5 / 256, "uint8": 51, "int8": -77},
+            {"scale": 2.5 / 255, "uint8": 51, "int8": 51},
+            {"scale": 2.5 / 255, "uint8": -51, "int8": 77},
+            {"scale": 2.5 / 255, "uint8": 204, "int8": 76},
+            {"scale": 2 / 127, "uint8": 0, "int8": 0},
+            {"scale": 2.5 / 255},
         ],
     ),
     Exercise(

@@ -113,7 +113,9 @@ cube = torch.cartesian_prod(*[torch.arange(-1.0, 3.0, dtype=torch.float64)] * 3)
 best = ((cube @ H) * cube).sum(1).min().item()
 obq, nearest = (ql.output_error(w[None], q[None].round(), H) for q in (now, w))
 assert abs(obq - best) < 1e-12
-print(f"output error: nearest {ql.digits(nearest)}, OBQ {ql.digits(obq)}, the best of 64")
+print(
+    f"output error: nearest {ql.digits(nearest, sig=4)}, OBQ {ql.digits(obq, sig=4)}, the best of 64"
+)
 
 # %% [markdown]
 # Follow the second weight: it waits until last, is pushed past one half by the two others, and goes
@@ -276,11 +278,11 @@ for bits, method in itertools.product((4, 3, 2), (ql.RTN(), ql.GPTQ())):
     reports[key] = ql.quantize_(models[key].requires_grad_(False), method, scheme, calibration)
     quality[key] = ql.evaluate(models[key], test, reference=reference)
 assert all(quality[f"GPTQ {b} bits"].kl < quality[f"RTN {b} bits"].kl for b in (4, 3, 2))
-rows = []
+rows, zero = [], quality["float"].perplexity / 100
 for key, e in quality.items():
-    share, kl, kl_se = e.perplexity_se / e.perplexity, round(1e4 * e.kl), round(1e4 * e.kl_se)
-    rows.append((key, e.perplexity, f"{100 * share:.0f} %", kl, kl_se))
-ql.table(rows, ["model", "perplexity", "±", "10,000 KL", "±"])
+    shares = round(e.perplexity / zero), round(100 * e.perplexity_se / e.perplexity)
+    rows.append((key, *shares, round(1e4 * e.kl), round(1e4 * e.kl_se)))
+ql.table(rows, ["model", "perplexity, float = 100", "±", "10,000 KL", "±"])
 
 # %%
 ladder = [

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlab.methods.rtn import rtn
-from quantlab.nn import QuantizedLinear, is_quantized, weight_bytes
+import quantlab as ql
+from quantlab.nn import weight_bytes
 from quantlab.quiz.check import Exercise
 from quantlab.quiz.expect import Wrong, call, expect, show
-from quantlab.scheme import Scheme
 
 KINDS = ("number type", "algorithm", "format", "library", "kernel")
 # name -> kind, and the thought that sends a learner there
@@ -86,10 +85,10 @@ def sample_layer() -> nn.Linear:
     return layer
 
 
-def repaired(layer: nn.Linear) -> nn.Module:
+def repaired(layer: torch.nn.Linear) -> torch.nn.Module:
     """Store 4-bit codes and scales in place of the float weight, and keep the bias."""
-    quantized = rtn(layer.weight, Scheme(bits=4, group_size=32))
-    return QuantizedLinear(quantized.pack(), layer.bias)
+    quantized = ql.rtn(layer.weight, ql.Scheme(bits=4, group_size=32))
+    return ql.QuantizedLinear(quantized.pack(), layer.bias)
 
 
 def check_repair(answer: Any) -> None:
@@ -97,7 +96,7 @@ def check_repair(answer: Any) -> None:
     module = call(answer, sample_layer())
     if not isinstance(module, nn.Module):
         raise Wrong(f"expected a layer (nn.Module), yours is {show(module)}; pack it into a layer")
-    if not is_quantized(module):
+    if not ql.is_quantized(module):
         kept = sorted({str(tensor.dtype) for tensor in module.state_dict().values()})
         raise Wrong(f"is_quantized says False: your layer stores only {', '.join(kept)}")
     before = sample_layer()
@@ -130,7 +129,7 @@ class Int8Linear(nn.Linear):
 def specimens() -> list[tuple[str, nn.Module, bool]]:
     """Return (description, module, does it store integer weights)."""
     rounded, renamed = sample_layer(), Int8Linear(64, 32)
-    rounded.weight.data = rtn(rounded.weight, Scheme(bits=4)).dequantize()
+    rounded.weight.data = ql.rtn(rounded.weight, ql.Scheme(bits=4)).dequantize()
     packed = repaired(sample_layer())
     return [
         ("an untouched float layer", sample_layer(), False),
@@ -143,7 +142,7 @@ def specimens() -> list[tuple[str, nn.Module, bool]]:
     ]  # fmt: skip
 
 
-def stores_integers(module: nn.Module) -> bool:
+def stores_integers(module: torch.nn.Module) -> bool:
     """Look at what is stored: one-byte integers, wherever they are."""
     small = (torch.uint8, torch.int8)
     return any(tensor.dtype in small for tensor in module.state_dict().values())
@@ -169,12 +168,12 @@ def round_in_float(layer: nn.Linear) -> nn.Linear:
 
 def without_bias(layer: nn.Linear) -> nn.Module:
     """Quantize the weight and forget the rest."""
-    return QuantizedLinear(rtn(layer.weight, Scheme(bits=4, group_size=32)).pack())
+    return ql.QuantizedLinear(ql.rtn(layer.weight, ql.Scheme(bits=4, group_size=32)).pack())
 
 
 def too_coarse(layer: nn.Linear) -> nn.Module:
     """Stay with one bit."""
-    return QuantizedLinear(rtn(layer.weight, Scheme(bits=1)).pack(), layer.bias)
+    return ql.QuantizedLinear(ql.rtn(layer.weight, ql.Scheme(bits=1)).pack(), layer.bias)
 
 
 def both_kept(layer: nn.Linear) -> nn.Module:
@@ -247,7 +246,7 @@ EXERCISES = [
             lambda layer: layer,
             round_in_float,
             lambda layer: layer.half(),
-            lambda layer: rtn(layer.weight, Scheme(bits=4)),
+            lambda layer: ql.rtn(layer.weight, ql.Scheme(bits=4)),
             without_bias,
             too_coarse,
             both_kept,

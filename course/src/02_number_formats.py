@@ -105,9 +105,9 @@ ql.table([(f"{a:g}", code, b) for a, code, b in rows], ["x", "code", "stands for
 #
 # Three conventions are in use for the very same grid. Storing int8 instead of uint8 shifts all codes by -128, and Z with them:
 # 64 - 128 = -64. And some tools (AIMET, and the QNN runtime it exports to) store an *offset* that is **added**: x = S * (q +
-# offset), which is the zero point with its sign turned.
+# offset), which is the zero point with its sign turned. (quantlab: codes from 0 up, zero point subtracted. So Z = 64 here.)
 #
-# **Predict.** A file holds int8 codes with Z = -64. A reader takes the -64 for an offset. What becomes of the value 1?
+# **Predict.** A file holds int8 codes with Z = -64. A reader takes the -64 for an offset. What becomes of -1, 0, 1 and 3?
 
 # %% tags=["myth"]
 S = 4 / 255
@@ -118,17 +118,21 @@ rows = [
 ]
 print(ql.table(rows, ["stored as", "formula", "stored", "code of 1", "value"], sig=4))
 
-values = [row[-1] for row in rows]
-misread = S * (0 + (-64))  # the int8 code of the second row, read with the third row's formula
-assert values[0] == values[1] == values[2] == -misread
-print("\nthe int8 file read with an offset's formula:", ql.digits(misread, sig=4))
+assert rows[0][-1] == rows[1][-1] == rows[2][-1]  # one grid, three ways to write it down
+
+int8 = torch.tensor([-128, -64, 0, 127])  # the codes of -1, 0, 1 and 3
+print("\nright:  ", ql.digits(S * (int8.double() - (-64)), sig=4))
+misread = S * (int8.double() + (-64))  # the second row's codes, the third row's formula
+print("misread:", ql.digits(misread, sig=4))
+assert bool((misread < 1).all())
 print("Verdict: a zero point means nothing without its integer range and its sign.")
 
 # %% [markdown] tags=["predict"]
-# The misread value is not noise. It is exactly the right number with the wrong sign, the kind of error that passes every shape
-# check. *Source: the two readings of -64 are the conventions of Jacob et al. (arXiv:1712.05877), and of AIMET and QNN; a
-# well-made teaching course, TinyTorch, gives 64 for [-1, 3] in its text and computes -64 in its int8 code, both correct, neither
-# labeled.*
+# Every value slipped by the same 128 steps, 2.008: 0 is no longer 0, and 1 came out as -1. Nothing crashed, all shapes fit.
+#
+# *Source: the two readings of -64 are the conventions of Jacob et al. (arXiv:1712.05877) and of AIMET and QNN. TinyTorch, a teaching
+# course, gives 64 for [-1, 3] in its prose and computes -64 in its int8 code: each is right in one convention, and neither says in
+# which.*
 #
 # 💡 **Reading a file:** Z above 127 must be uint8. Z below 0 is int8 *or* an offset: decode one value you know before all others.
 #
@@ -159,9 +163,11 @@ def our_grid(row):
 
 row = torch.tensor([0.8, -0.33, 0.12, 0.5], dtype=torch.float64)
 (result, up), (mirrored, down) = our_grid(row), our_grid(-row)
-print("our scale", ql.digits(result.scale.item()), "  row negated", ql.digits(mirrored.scale.item()))
-for name, line in (("weights", row), ("codes", result.codes[0]), ("values", result.dequantize()[0])):
-    print(f"{name:9}", ql.digits(line))
+for name, scale in (("ours", result.scale), ("ours, row negated", mirrored.scale)):
+    print("scale", ql.digits(scale.item()), name)
+print("weights", ql.digits(row))
+print("codes  ", result.codes[0].tolist())
+print("values ", ql.digits(result.dequantize()[0]))
 textbook = torch.arange(-7, 8) * row.abs().max() / 7
 lists = {"textbook": textbook, "ours": up, "ours, row negated": down}
 ql.plot.level_lines(lists, title="Gaps of 0.1 instead of 0.114, and one end falls short")
@@ -301,6 +307,9 @@ for form, dtype in [*fp8_types, (ql.FP16, torch.float16), (ql.BF16, torch.bfloat
 print("\nall codes of FP8, FP16 and BF16 round-trip, and torch reads each of them as we do")
 
 # %% [markdown] tags=["myth"]
+# FP16 knows 1.001 and stops at 65,504. BF16 has room for 70,000, to about two and a half digits, and cannot tell 1.001 from 1. For
+# both FP8 formats a millionth is nothing.
+#
 # Beyond the largest value the agreement ends. We saturate unless told otherwise: 70,000 becomes 448 in E4M3. PyTorch's cast to
 # `float8_e4m3fn` gave NaN there until 2.11 and saturates since 2.12 (pytorch#178817): same code, same tensor, another answer after
 # an upgrade. *Divide by a scale first, and no value has to find out.*
@@ -328,16 +337,18 @@ gaps = {}
 for name, values in levels.items():
     ladder = values.unique()
     gaps[name] = len(ladder.diff().round(decimals=9).unique())
-    print(f"{name}: {len(ladder)} levels, {len(stored[name].unique())} used, gap sizes: {gaps[name]}")
+    used = len(stored[name].unique())
+    print(f"{name}: {len(ladder)} levels, {used} used, gap sizes: {gaps[name]}")
     print("      from 0 up:", ql.digits(ladder[ladder >= 0]))
 assert gaps["INT4"] == 1 < gaps["E2M1"] < gaps["NF4"]
-print("Verdict: only INT4 counts in steps; the others select from a list, with 4-bit codes as well.")
+print("Verdict: only INT4 counts in steps; the others select from a list, also with 4 bits.")
 unit = "weight / largest weight"
 ql.plot.level_lines(levels, title="Three ways to choose up to 16 levels", unit=unit)
 
 # %% [markdown] tags=["predict"]
-# No integer stands behind an E2M1 level: 0.5, 1, 1.5, 2, 3, 4, 6 share no step on which codes could count. *Sources: OCP
-# Microscaling (arXiv:2310.10537) for E2M1; QLoRA (arXiv:2305.14314) for NF4; ggml knows MXFP4, NVFP4 and IQ4_NL beside its integers.*
+# E2M1 does not count: its code 6 means 4 and its code 7 means 6, with nothing in between (0, 0.5, 1, 1.5, 2, 3, 4, 6, each over 6
+# above). NF4 does not even use round numbers. What the three share is a 4-bit code and a scale; **that** is quantization. *Sources:
+# OCP Microscaling (arXiv:2310.10537) for E2M1; QLoRA (arXiv:2305.14314) for NF4; ggml has MXFP4, NVFP4 and IQ4_NL beside integers.*
 #
 # ## Where does the NF4 table come from?
 #
@@ -404,6 +415,12 @@ assert torch.equal(ql.unpack_codes(packed, bits=3, count=8), codes)
 everything = torch.cartesian_prod(*[torch.arange(8)] * 4).to(torch.uint8)  # all rows of four codes
 assert torch.equal(ql.unpack_codes(ql.pack_codes(everything, 3), 3, 4), everything)
 print(f"all {len(everything):,} rows of four 3-bit codes come back unchanged")
+
+byte = torch.tensor([0b01100100], dtype=torch.uint8)  # the byte of this module's first lines
+floats = [form.decode(byte).item() for form in (ql.FP8_E4M3, ql.FP8_E5M2)]
+print("\n01100100 is", byte.item(), "as uint8,", byte.item() - 128, "on a symmetric grid,", end=" ")
+print(f"{floats[0]:g} in E4M3, {floats[1]:g} in E5M2,", end=" ")
+print("and the 4-bit codes", ql.unpack_codes(byte, bits=4, count=2).tolist())
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

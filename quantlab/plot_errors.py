@@ -193,6 +193,8 @@ def layer_errors(reports: Mapping[str, Any]) -> Picture:
         Layers that the first one lacks are left out. Where a report holds no output errors (no
         calibration data), all show the weights' errors, from their SQNR.
     """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     weights_only = any(lacks_output(report) for report in reports.values())
     series = {name: errors_of(report, weights_only) for name, report in reports.items()}
     first, *others = series
@@ -206,6 +208,9 @@ def layer_errors(reports: Mapping[str, Any]) -> Picture:
     axes.invert_yaxis()
     if all(error > 0 for errors in series.values() for error in errors.values()):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())  # labels of 3, 4, 6 would overlap
     axes.grid(axis="both")
     axes.set_xlabel(f"{'weight' if weights_only else 'output'} error (share of the energy)")
     axes.legend(loc="best")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # GPTQ
 #
-# Duration: 90 min · runs in about 15 s on 2 CPU cores
+# Duration: 90 min · runs in about 20 s on 2 CPU cores
 #
 # Rounding looks like the one part of quantization where nothing is left to decide: the nearest level
 # is the nearest level. In the next three minutes you will see two weights for which that is wrong,
@@ -162,8 +162,8 @@ ql.show(sweep)
 # together, and only there can one column repair another. The right panel shows the output error after
 # each rounded column. In the live widget, move the slider and watch the columns to the right drift.
 #
-# **Predict.** After the *first* column, who has the smaller output error, RTN or GPTQ? And does the
-# last column, which has nobody left to repair it, matter more or less than the first?
+# **Predict.** After the *first* column, who has the smaller output error, RTN or GPTQ? And where will
+# GPTQ's curve rise faster, on the left, where many weights are still free, or on the right?
 
 # %%
 model, tokenizer = ql.load("storyteller")
@@ -184,16 +184,16 @@ M, three = ql.second_moment(x), ql.Scheme(bits=3, group_size=64)
 Q = ql.gptq(W, M, three).dequantize()
 direct = (x.double() @ (Q - W).T).square().sum(1).mean().item()  # token by token
 assert abs(ql.output_error(W, Q, M) / direct - 1) < 1e-4
-print(f"{len(x)} tokens, W {tuple(W.shape)}, H {tuple(M.shape)}; tr(D M Dᵀ) = mean of |Dx|²: True")
+print(f"{len(x)} tokens, H {tuple(M.shape)}: the mean of |Dx|² over them is tr(D M Dᵀ)")
 
 # %% tags=["signature"]
 ql.widgets.ColumnSweep(W[:8, :32], M[:32, :32], ql.Scheme(bits=3))
 
 # %% [markdown]
-# After one column both have made the same rounding, but GPTQ has already moved the other 31 weights to
-# take back most of it. The gap then grows: RTN adds up errors, GPTQ keeps repairing with a stock of
-# free weights that runs out at the right edge. The last columns are rounded with nobody behind
-# them, which is why the *order* can matter.
+# After one column both have made the same rounding, but GPTQ has already moved the other 31 weights of
+# each row and taken back part of the error. The gap then grows: RTN adds up errors, GPTQ repairs from a stock of
+# free weights that runs out at the right edge. The last columns cost GPTQ the most: nobody stands
+# behind them. That is why the *order* can matter.
 #
 # ## The knobs, and what each does
 #
@@ -252,20 +252,25 @@ rows = [(k, q.bits_per_weight, percent(q, M), percent(q, held_out)) for k, q in 
 ql.table(rows, ["3 bits, groups of 64, but", "bits/weight", "% of RTN, calibration", "held out"])
 
 # %% [markdown] tags=["predict"]
-# Read the two right columns against each other. On the calibration tokens less damping always looks
-# better; on held-out text it can be the other way round, because H from a few tokens is an estimate and a bold
-# repair also repairs its noise. With 128 tokens for 768 inputs, H says nothing about most directions.
-# 💡 *Tokens should exceed the columns by far (the paper: 128 windows of 2,048 tokens); judge on other text.*
+# That is myth 002-8 answered: these are the knobs, and none of them chooses levels by hand. Read the two
+# right columns against each other. On the calibration tokens more damping costs something; on
+# held-out text it can pay, because H from a few tokens is an estimate, and a bold repair also
+# repairs its noise. The last row is solved with the first 128 tokens alone: for 768 inputs they say
+# nothing about most directions, and the repairs do harm.
+#
+# 💡 *Take many more tokens than a layer has inputs (the paper: 128 windows of 2,048), and judge on other text.*
 #
 # ## The whole model
 #
 # `quantize_` walks the four blocks. Each block is calibrated on the inputs that the *quantized* blocks
 # before it produce, so later layers can also repair earlier ones.
 #
-# **Predict.** Where will GPTQ help more, at 4 bits or at 2? We measure perplexity and, sharper, the KL
-# divergence from the float model on the same windows. The ± are standard errors over windows;
-# perplexities of two models share the difficulty of the text, so their bars overlap even where one
-# model is better in every window. KL compares token by token and has no such handicap.
+# We measure perplexity and, sharper, the KL divergence from the float model's predictions. Each ± is a
+# standard error over windows. Some stories are hard for every model: that spread is in all
+# perplexities alike, so their bars overlap even where one model is better in nearly every window. KL
+# compares the two models token by token and is free of it (module 11 has the statistics).
+#
+# **Predict.** Where does GPTQ save more KL, at 4 bits or at 2? Will the perplexity bars show it?
 
 # %%
 test = ql.test_set(tokenizer, samples=16)
@@ -291,11 +296,13 @@ ladder = [
     for key in reports
 ]  # fmt: skip
 display(ql.plot.quality_ladder(ladder, reference=quality["float"].perplexity))
-ql.plot.layer_errors({"RTN 3 bits": reports["RTN 3 bits"], "GPTQ 3 bits": reports["GPTQ 3 bits"]})
+ql.plot.layer_errors({method: reports[f"{method} 3 bits"] for method in ("RTN", "GPTQ")})
 
 # %% [markdown] tags=["predict"]
-# The second picture is made from the two Reports at 3 bits: each layer's output error, as a share of
-# the energy of its output, on its own calibration inputs. GPTQ wins in every layer, and the model follows.
+# Look at the table first: at each width GPTQ has the smaller KL, by many standard errors, and the
+# distance grows as the levels get fewer. Perplexity alone, with its wide bars, could not have said so
+# at 4 bits. The second picture comes from the two Reports at 3 bits: the output error of each layer,
+# as a share of its output's energy, on calibration text. The layers agree with the whole.
 #
 # The storyteller is small. What the authors publish for LLaMA-7B (perplexity on WikiText-2,
 # IST-DASLab/gptq README): FP16 5.68; 4 bits, RTN 6.29 → GPTQ 6.09; 3 bits, RTN 25.54 → GPTQ 8.07.
@@ -330,9 +337,10 @@ assert 0 < worse < cases / 10
 print(f"optimal in {cases} rows: {optimal}; GPTQ worse than RTN in {worse}")
 
 # %% [markdown]
-# So G13 and G5 are both false: nearest misses the optimum in every second row, GPTQ misses it too,
-# though less often, and in some rows it even loses to RTN. An early repair may push a weight beyond the end of
-# its grid, where the promise cannot be kept. Over thousands of rows the average wins clearly.
+# So G13 and G5 are both false: nearest misses the optimum in more than half of the rows; GPTQ misses it
+# less often, act-order less often still, and in some rows GPTQ even loses to RTN. It is greedy, and an early
+# repair may push a later weight past the end of its grid, where the promise cannot be kept. A layer has
+# thousands of rows and hundreds of columns, and there the average wins clearly.
 #
 # ## The control that must fail
 #
@@ -457,7 +465,7 @@ exercise.check(answer)
 #
 # Write `blocked(W, U, scale, block_size)`: float64 W (out, in), upper triangular U (in, in), one scale per row (out,),
 # levels scale·(−4 … 3), half to even. Inside a block update column by column; what lies after it gets one matrix product.
-# Every block size must equal the column-wise answer to 10⁻¹². `hint()` has the index picture, `solution()` the loop.
+# Every block size must equal the column-wise answer to 10⁻¹². `hint()` names the index ranges, `solution()` shows the loop.
 
 
 # %% tags=["exercise"]
@@ -478,7 +486,8 @@ exercise.check(blocked)
 # Difficulty: ●●○ · Importance: ●●● · 12 min
 #
 # Write `sweep_damping(W, calibration, held_out, scheme, damps)`: for each damp, GPTQ with H from the rows of
-# `calibration` (tokens, in), and the output error on `held_out`. Return the list of errors. Then call it for the layer above.
+# `calibration` (tokens, in), and the output error on `held_out`. Return the list of errors.
+# Afterwards try it on the layer above: `x` holds its calibration inputs, `inputs(name, ...)` gives others.
 
 
 # %% tags=["exercise"]

@@ -200,7 +200,7 @@ def bytes_bar(sizes: Mapping[str, float | Mapping[str, float]]) -> Picture:
     axes.margins(x=0.18)
     axes.set_xlabel(unit_name)
     if len(parts) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.3), ncols=len(parts))
+        figure.legend(loc="outside lower center", ncols=len(parts))
     biggest, smallest = (pick(totals, key=lambda name: totals[name]) for pick in (max, min))
     axes.set_title(f"{smallest} is {totals[biggest] / totals[smallest]:.3g} times "
                    f"smaller than {biggest}")  # fmt: skip

@@ -66,12 +66,11 @@ print(f" 4 bits, {report.nbytes:,} bytes: {tell(four)}")
 print(f" 2 bits, {coarse.nbytes:,} bytes: {tell(two)}")
 
 # %% [markdown]
-# **You have quantized a language model.** Compare the first two lines. Sixteen values in place of
-# 65,536, 3.6 times fewer bytes, and the storyteller tells a story: most people who see this for the
-# first time expected worse.
+# **You have quantized a language model.** Compare the first two lines: sixteen values in place of
+# 65,536, 3.6 times fewer bytes, and the storyteller still tells a story. Did you expect worse?
 #
-# Now the third line. Whatever it says today, a line of text is an anecdote. We need a number for a
-# whole text, and we need it for more than three settings.
+# Now the third line. Whether you like it or not, one line of text is an anecdote. We need a number
+# for a whole text, and we need it for more than three settings.
 #
 # ## Turn the dial
 #
@@ -110,9 +109,9 @@ ql.widgets.MemoryDial(rows, bar, bits=4, group=32)
 # %% [markdown]
 # <details><summary>What we see</summary>
 #
-# (1) From 8 bits down to about 4 almost nothing happens: the curve is flat. Below 4 it bends
-# upwards, and at 2 bits every group size hurts. Somewhere near 4 bits lies the bargain, and that is
-# why most quantized models you meet have about that size.
+# (1) From 8 bits downwards little happens at first: the curve is flat. Below 4 bits it bends
+# upwards, and at 2 bits every group size hurts. Near 4 bits lies the bargain, and that is why many
+# of the quantized models you meet have about that size.
 #
 # (2) At 2 bits small groups repair a good part of the damage, for a few tenths of a bit per weight.
 # The coarser the values, the more it matters that they suit their group.
@@ -164,11 +163,11 @@ ql.plot.weight_histogram(row, levels)
 # more than 10 % above that?
 
 # %% tags=["myth"]
-parts, rows = {"16 bits": {"codes": 14e9, "scales": 0.0}}, [("16 bits", "16", 14.0)]
+parts, rows = {"16 bits": {"weights": 14e9, "scales": 0.0}}, [("16 bits", "16", 14.0)]
 for bits, group in ((8, 32), (4, 32), (4, 128), (3, 32), (2, 32)):
     name, cost = f"{bits} bits, groups of {group}", ql.Scheme(bits, group).bits_per_weight
     rows.append((name, f"{cost:g}", 7 * cost / 8))  # billions of weights * bits / 8 = GB
-    parts[name] = {"codes": 7e9 * bits / 8, "scales": 7e9 * (cost - bits) / 8}
+    parts[name] = {"weights": 7e9 * bits / 8, "scales": 7e9 * (cost - bits) / 8}
 
 print(ql.table(rows, ["7 billion weights", "bits per weight", "GB"]))
 layer = four.model.layers[0].mlp.gate_proj  # no formula: the bytes of a layer of ours
@@ -215,8 +214,9 @@ ql.plot.quality_ladder(ladder, reference=floating.perplexity)
 
 # %% [markdown]
 # Perplexity swings with the text: some stories are harder than others, for every model alike. On so
-# few windows its error bar hides what 4 bits do. KL compares two models *on the same tokens*, so the
-# difficulty of the text drops out, and a change far too small for perplexity stands clear of its
+# few windows its error bar hides what 4 bits do; should a quantized model come out *below* float,
+# that is luck with the text, not a gift of rounding. KL compares two models *on the same tokens*, so
+# the difficulty of the text drops out, and a change far too small for perplexity stands clear of its
 # error bar. Both are needed: perplexity says how good a model is, KL how far it has moved. (More in
 # module 11.)
 #
@@ -381,7 +381,7 @@ print(
 #
 # ## What does a method ask of you?
 #
-# | it needs | methods | typical cost |
+# | it needs | methods | order of cost, 7 billion weights |
 # |---|---|---|
 # | **nothing** but the weights | RTN, HQQ, NF4 layers | seconds to minutes |
 # | **calibration**: some text that runs through the model | GPTQ, AWQ, SmoothQuant, static INT8; with gradients block by block AdaRound, AdaScale | minutes to hours |
@@ -393,7 +393,7 @@ print(
 #
 # **In the wild.** llm-compressor and GPTQModel run GPTQ and AWQ and write checkpoints that servers
 # load; torchao quantizes PyTorch modules in place, as `ql.quantize_` does; llama.cpp writes and runs
-# GGUF; bitsandbytes quantizes while a model loads; AIMET prepares models for phones. Tutorials still
+# GGUF; bitsandbytes quantizes while a model loads; AIMET prepares models for phone chips. Tutorials still
 # send you to AutoGPTQ and AutoAWQ: both are retired by their own READMEs (G22).
 
 # %%
@@ -443,7 +443,9 @@ exercise.check(names)
 exercise = ql.exercise("01_introduction.b")
 
 
-def gigabytes(weights, bits, group_size): ...
+def gigabytes(weights, bits, group_size):
+    # bits of one weight, its share of a scale included; then bytes; then GB
+    ...
 
 
 exercise.check(gigabytes)
@@ -469,7 +471,9 @@ exercise.check(gigabytes)
 exercise = ql.exercise("01_introduction.c")
 
 
-def quantize(layer): ...
+def quantize(layer):
+    # codes and scales of layer.weight, packed, in a layer that keeps layer.bias
+    ...
 
 
 exercise.check(quantize)
@@ -487,7 +491,9 @@ exercise.check(quantize)
 exercise = ql.exercise("01_introduction.d")
 
 
-def audit(module): ...
+def audit(module):
+    # look at what is stored: module.state_dict() has it all
+    ...
 
 
 exercise.check(audit)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Number Formats and the Affine Map
 #
-# Duration: 75 min · runs in about 8 s on 2 CPU cores
+# Duration: 75 min · runs in about 10 s on 2 CPU cores
 #
 # A quantized weight is a small whole number, the *code*, and an agreement about what it stands for. This module is about the
 # agreements: how one and the same byte, `01100100`, can mean 100, or -28, or 48, or 1024, or two different weights.
@@ -124,7 +124,7 @@ int8 = torch.tensor([-128, -64, 0, 127])  # the codes of -1, 0, 1 and 3
 print("\nright:  ", ql.digits(S * (int8.double() - (-64)), sig=4))
 misread = S * (int8.double() + (-64))  # the second row's codes, the third row's formula
 print("misread:", ql.digits(misread, sig=4))
-assert bool((misread < 1).all())
+assert misread[1] != 0  # not even 0 survives
 print("Verdict: a zero point means nothing without its integer range and its sign.")
 
 # %% [markdown] tags=["predict"]
@@ -337,13 +337,12 @@ gaps = {}
 for name, values in levels.items():
     ladder = values.unique()
     gaps[name] = len(ladder.diff().round(decimals=9).unique())
-    used = len(stored[name].unique())
-    print(f"{name}: {len(ladder)} levels, {used} used, gap sizes: {gaps[name]}")
+    used = f"{len(ladder)} levels, {len(stored[name].unique())} used"
+    print(f"{name}: {used}, gap sizes: {gaps[name]}")
     print("      from 0 up:", ql.digits(ladder[ladder >= 0]))
 assert gaps["INT4"] == 1 < gaps["E2M1"] < gaps["NF4"]
 print("Verdict: only INT4 counts in steps; the others select from a list, also with 4 bits.")
-unit = "weight / largest weight"
-ql.plot.level_lines(levels, title="Three ways to choose up to 16 levels", unit=unit)
+ql.plot.level_lines(levels, title="Three ways to choose up to 16 levels")
 
 # %% [markdown] tags=["predict"]
 # E2M1 does not count: its code 6 means 4 and its code 7 means 6, with nothing in between (0, 0.5, 1, 1.5, 2, 3, 4, 6, each over 6
@@ -417,10 +416,9 @@ assert torch.equal(ql.unpack_codes(ql.pack_codes(everything, 3), 3, 4), everythi
 print(f"all {len(everything):,} rows of four 3-bit codes come back unchanged")
 
 byte = torch.tensor([0b01100100], dtype=torch.uint8)  # the byte of this module's first lines
-floats = [form.decode(byte).item() for form in (ql.FP8_E4M3, ql.FP8_E5M2)]
-print("\n01100100 is", byte.item(), "as uint8,", byte.item() - 128, "on a symmetric grid,", end=" ")
-print(f"{floats[0]:g} in E4M3, {floats[1]:g} in E5M2,", end=" ")
-print("and the 4-bit codes", ql.unpack_codes(byte, bits=4, count=2).tolist())
+e4m3, e5m2 = ql.FP8_E4M3.decode(byte).item(), ql.FP8_E5M2.decode(byte).item()
+print(f"\n01100100 as uint8: {byte.item()}, symmetric INT8: {byte.item() - 128},", end=" ")
+print(f"E4M3: {e4m3:g}, E5M2: {e5m2:g}, two 4-bit codes:", ql.unpack_codes(byte, bits=4, count=2).tolist())
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

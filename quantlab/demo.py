@@ -76,21 +76,22 @@ def run_demo(say: Callable[[str], None] = print) -> list[Row]:
 
 def heading(weights: int, tokens: int) -> str:
     """Return the lines above the table."""
+    columns = f"{'bits/weight':>11} {'bytes':>10} {'perplexity':>10} {'times float':>16} {'KL':>7}"
     return (
         f"storyteller: {weights:,} weights in 28 linear layers; groups of {GROUP} share a float16 "
-        f"scale.\nPerplexity on {tokens:,} held-out tokens (lower is better, +- one standard error)"
-        "\nKL: nats per token by which the next-word forecast moved.\n"
-        f'Each model goes on from: "{PROMPT}"\n\n'
-        f"{'':12} {'bits/weight':>11} {'bytes':>10} {'perplexity':>16} {'KL':>8}"
+        f"scale.\nPerplexity on {tokens:,} held-out tokens: lower is better. Beside it how many "
+        "times float's it is,\n+- one standard error. KL: nats per token by which the next-word "
+        f'forecast moved.\nEach model goes on from: "{PROMPT}"\n\n{"":12} {columns}'
     )
 
 
 def line(row: Row) -> str:
     """Return one row as text, its story below it."""
     quality = row.quality
-    score = f"{quality.perplexity:.2f} +- {quality.perplexity_se:.2f}"
     cost = f"{row.bits_per_weight:11.2f} {row.nbytes:10,}"
-    return f"{row.name:12} {cost} {score:>16} {quality.kl:8.4f}\n{'':12}   {row.story}"
+    ratio = f"{quality.ratio:.3f} +- {quality.ratio_se:.3f}"
+    score = f"{quality.perplexity:10.2f} {ratio:>16} {quality.kl:7.4f}"
+    return f"{row.name:12} {cost} {score}\n{'':12}   {row.story}"
 
 
 def closing(rows: list[Row], total: int, seconds: float) -> str:

@@ -41,6 +41,9 @@ class Evaluation:
         exp(nats).
     bits_per_byte : float, or None without a tokenizer
         Comparable across tokenizers.
+    ratio, ratio_se : float, or None without a reference
+        Perplexity divided by the reference's on the same windows. Paired, so its error bar is far
+        smaller than perplexity's: hard windows are hard for both.
     kl, kl_se : nats per token, or None without a reference
         Mean KL(reference || model) of the next-token distributions.
     flips, flips_se : share of tokens, or None without a reference
@@ -53,6 +56,8 @@ class Evaluation:
     perplexity: float
     perplexity_se: float
     bits_per_byte: float | None = None
+    ratio: float | None = None
+    ratio_se: float | None = None
     kl: float | None = None
     kl_se: float | None = None
     flips: float | None = None
@@ -63,6 +68,7 @@ class Evaluation:
         if self.bits_per_byte is not None:
             parts.append(f"{self.bits_per_byte:.4f} bits/byte")
         if self.kl is not None and self.flips is not None:
+            parts.append(f"x {self.ratio:.4f} +- {self.ratio_se:.4f}")
             parts.append(f"KL {self.kl:.4f} +- {self.kl_se:.4f}")
             parts.append(f"flips {100 * self.flips:.1f} %")
         return ", ".join(parts)
@@ -128,7 +134,7 @@ def evaluate(
     """
     check_tokens(tokens)
     log_p = log_probabilities(model, tokens)
-    loss = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).double()  # (samples, length - 1)
+    loss = losses(log_p, tokens)
     if not torch.isfinite(loss).all():
         raise ValueError("the model's output is not finite on this text; check its weights")
     per_window = loss.mean(1).numpy()
@@ -143,8 +149,13 @@ def evaluate(
     return Evaluation(loss.numel(), tokens.shape[1], nats, math.exp(nats), spread, **extra)
 
 
+def losses(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """Return -log p of each token but the first, (samples, length - 1) float64."""
+    return -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).double()
+
+
 def compare(log_p: Tensor, reference: nn.Module | Tensor, tokens: Tensor) -> dict[str, float]:
-    """Return KL(reference || model) and the share of flipped top tokens, with standard errors."""
+    """Return perplexity ratio, KL(reference || model), share of flipped tokens, and their errors."""
     log_r = reference if isinstance(reference, Tensor) else log_probabilities(reference, tokens)
     if log_r.shape != log_p.shape:
         raise ValueError(
@@ -153,7 +164,10 @@ def compare(log_p: Tensor, reference: nn.Module | Tensor, tokens: Tensor) -> dic
         )
     kl = (log_r.exp() * (log_r - log_p)).sum(-1).double().mean(1).numpy()
     flips = (log_r.argmax(-1) != log_p.argmax(-1)).double().mean(1).numpy()
+    worse = (losses(log_p, tokens) - losses(log_r, tokens)).mean(1).numpy()
     return {
+        "ratio": math.exp(worse.mean()),
+        "ratio_se": standard_error(np.exp(bootstrap_means(worse))),
         "kl": float(kl.mean()),
         "kl_se": standard_error(bootstrap_means(kl)),
         "flips": float(flips.mean()),

@@ -43,7 +43,7 @@ def test_bits_per_byte_counts_the_bytes_of_the_predicted_text(storyteller, token
 def test_a_model_does_not_differ_from_itself(storyteller, tokens):
     model, _ = storyteller
     result = ql.evaluate(model, tokens, reference=model)
-    assert (result.kl, result.flips) == (0.0, 0.0)
+    assert (result.ratio, result.ratio_se, result.kl, result.flips) == (1.0, 0.0, 0.0, 0.0)
 
 
 def test_kl_is_positive_and_grows_as_bits_fall(storyteller, tokens):
@@ -64,6 +64,15 @@ def test_the_error_bar_of_perplexity_agrees_with_the_textbook_on_many_windows(st
     textbook = result.perplexity * windows.std().item() / math.sqrt(len(windows))
     # Bootstrap resamples with variance (n-1)/n, and exp is not linear: a tenth is expected.
     assert result.perplexity_se == pytest.approx(textbook, rel=0.15)
+
+
+def test_the_ratio_of_perplexities_is_paired_and_so_better_known(storyteller, tokens):
+    model, _ = ql.load("storyteller")
+    ql.quantize_(model, ql.RTN(), ql.Scheme(bits=2, group_size=64))
+    result = ql.evaluate(model, tokens, reference=storyteller[0])
+    float_perplexity = ql.perplexity(storyteller[0], tokens)
+    assert result.ratio == pytest.approx(result.perplexity / float_perplexity)
+    assert 0 < result.ratio_se / result.ratio < result.perplexity_se / result.perplexity
 
 
 def test_a_reference_of_other_windows_is_refused(storyteller, tokens):

@@ -22,14 +22,15 @@ def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
         "What `quantlab demo` measures on the embedded model (groups of 64; perplexity on unseen",
-        "stories, with one standard error; KL: how far the next-word forecast moved, in nats):",
+        "stories, and how many times the float model's it is, with one standard error; KL: how far",
+        "the next-word forecast moved, in nats per token):",
         "",
-        "| | bits per weight | bytes | perplexity | KL |",
-        "|---|--:|--:|--:|--:|",
+        "| | bits per weight | bytes | perplexity | times float | KL |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         quality = row.quality
-        score = f"{quality.perplexity:.2f} ± {quality.perplexity_se:.2f}"
+        score = f"{quality.perplexity:.2f} | {quality.ratio:.3f} ± {quality.ratio_se:.3f}"
         cost = f"{row.bits_per_weight:.2f} | {row.nbytes:,}"
         lines.append(f"| {row.name} | {cost} | {score} | {quality.kl:.4f} |")
     return "\n".join([*lines, "", "Made by `python labs/experiments/demo_table.py`."])

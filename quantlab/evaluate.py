@@ -155,7 +155,7 @@ def losses(log_p: Tensor, tokens: Tensor) -> Tensor:
 
 
 def compare(log_p: Tensor, reference: nn.Module | Tensor, tokens: Tensor) -> dict[str, float]:
-    """Return perplexity ratio, KL(reference || model), share of flipped tokens, and their errors."""
+    """Return perplexity ratio, KL(reference || model), flipped share, and standard errors."""
     log_r = reference if isinstance(reference, Tensor) else log_probabilities(reference, tokens)
     if log_r.shape != log_p.shape:
         raise ValueError(

@@ -117,7 +117,10 @@ def as_float(value: Any, what: str) -> float:
         value = value.item()
     if isinstance(value, str | bool | bytes) or not hasattr(value, "__float__"):
         raise Wrong(f"{what}: expected a number, yours is {show(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # several numbers: a tensor or an array
+        raise Wrong(f"{what}: expected one number, yours is {show(value)}") from None
     if math.isnan(number):
         raise Wrong(f"{what}: expected a number, yours is NaN")
     return number

@@ -102,7 +102,7 @@ def gain(weight: Tensor, group_size: int) -> float:
 
 
 def row_gain(weight: Tensor, group_size: int) -> float:
-    """The typical error: ``group_size=None`` is a row, not the whole matrix."""
+    """Make a typical error: ``group_size=None`` is a row, not the whole matrix."""
     rows = sqnr(weight, rtn(weight, Scheme(bits=4)).dequantize())
     return sqnr(weight, rtn(weight, Scheme(bits=4, group_size=group_size)).dequantize()) - rows
 
@@ -158,12 +158,12 @@ def flips(groups: np.ndarray, rule: Rule) -> float:
 
 
 def weights_changed(groups: np.ndarray, rule: Rule) -> float:
-    """The typical error: the share of weights, not of rows."""
+    """Make a typical error: the share of weights, not of rows."""
     return float((codes(groups, rule) != codes(groups.astype(np.float64), rule)).mean())
 
 
 def unclipped(groups: np.ndarray, rule: Rule) -> float:
-    """The typical error: 7.5 rounded to 8 or to 7 is the same code, once it is clipped."""
+    """Make a typical error: 7.5 as 8 or as 7 is the same code, once it is clipped."""
     single, double = (np.round(w / rule(w)) for w in (groups, groups.astype(np.float64)))
     return float((single != double).any(axis=1).mean())
 
@@ -186,7 +186,7 @@ def check_flips(answer: Any) -> None:
             expect(mine, right, what, abs_=0.004, reveal=True)
 
 
-FACTORS = {"3 bits": 1.95**2 / 3, "8 bits": 3.92**2 / 3}
+FACTORS = {"5 bits": 2.90**2 / 3, "8 bits": 3.92**2 / 3}
 
 
 def check_factors(answer: Any) -> None:
@@ -291,7 +291,7 @@ EXERCISES = [
     ),
     Exercise(
         "e",
-        "By which factor does the bell's best clip raise the error of a box at 3 and at 8 bits?",
+        "Say by which factor the bell's best clip raises the error of a box, at 5 and at 8 bits.",
         difficulty=2,
         importance=5,
         minutes=10,
@@ -299,14 +299,14 @@ EXERCISES = [
         hints=[
             "nothing is cut in either grid, so only the rounding error counts: step**2 / 12",
             "a box from -1 to 1 has sigma = 1 / sqrt(3); its own grid reaches 1",
-            "1.95 sigma is 1.126: the step grows by this factor, the squared error by its square",
+            "2.90 sigma is 1.674: the step grows by this factor, the squared error by its square",
         ],
-        solution={"3 bits": 1.27, "8 bits": 5.12},
+        solution={"5 bits": 2.80, "8 bits": 5.12},
         wrong=[
-            {"3 bits": 1.126, "8 bits": 2.263},
-            {"3 bits": 0.789, "8 bits": 0.195},
-            {"3 bits": 2.04, "8 bits": 2.04},
-            {"3 bits": 1.27},
+            {"5 bits": 1.674, "8 bits": 2.263},
+            {"5 bits": 0.357, "8 bits": 0.195},
+            {"5 bits": 2.04, "8 bits": 2.04},
+            {"5 bits": 2.80},
         ],
     ),
 ]

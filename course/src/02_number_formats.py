@@ -418,7 +418,8 @@ print(f"all {len(everything):,} rows of four 3-bit codes come back unchanged")
 byte = torch.tensor([0b01100100], dtype=torch.uint8)  # the byte of this module's first lines
 e4m3, e5m2 = ql.FP8_E4M3.decode(byte).item(), ql.FP8_E5M2.decode(byte).item()
 print(f"\n01100100 as uint8: {byte.item()}, symmetric INT8: {byte.item() - 128},", end=" ")
-print(f"E4M3: {e4m3:g}, E5M2: {e5m2:g}, two 4-bit codes:", ql.unpack_codes(byte, bits=4, count=2).tolist())
+nibbles = ql.unpack_codes(byte, bits=4, count=2).tolist()
+print(f"E4M3: {e4m3:g}, E5M2: {e5m2:g}, two 4-bit codes: {nibbles}")
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

@@ -99,7 +99,8 @@ def test_a_notebook_stays_under_a_megabyte(module):
 def test_the_setup_cell_is_the_same_everywhere_but_for_number_and_extras(module):
     setup = "".join(code_of(module)[0]["source"])
     setup = setup.replace(f"ql.notebook({module.number})", "ql.notebook(N)")
-    setup = re.sub(r" +# ", "  # ", setup.replace(",".join(module.extras), "EXTRAS"))
+    setup = setup.replace(f"[{','.join(module.extras)}]", "[EXTRAS]")
+    setup = re.sub(r" +# ", "  # ", setup)
     assert setup.split("\n") == [
         "import importlib.util, subprocess, sys",
         'if importlib.util.find_spec("quantlab") is None:',

@@ -37,7 +37,7 @@ END = "<|endoftext|>"
 class Recipe:
     """Every number that decides the outcome."""
 
-    steps: int = 3200
+    steps: int = 1620
     tokens_per_step: int = 8192
     length: int = 256
     final_length: int = 512

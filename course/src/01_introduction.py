@@ -24,7 +24,7 @@
 # ## How much of a model can you throw away?
 #
 # Meet the *storyteller*, a small Llama that learned to write from children's stories. It has
-# 3,672,320 weights, and they came with this package: nothing is downloaded, here or later.
+# 3,672,320 weights, and they came with this package: nothing is downloaded unless you ask for it.
 #
 # Each weight is stored in 16 bits, which can tell 65,536 values apart. We now leave each weight a
 # choice of **16** values: 4 bits. Then a choice of **4** values: 2 bits. Nothing is retrained; each
@@ -143,9 +143,10 @@ ql.plot.weight_histogram(row, levels)
 
 # %% [markdown]
 # Check one line by hand: 0.31 divided by the scale 0.1 is 3.1, rounded 3, plus the middle code 8:
-# code 11. Read back: 0.1 · (11 - 8) = 0.3. The error, 0.01, is at most half a step, and **half a
-# step is half a scale**. So the scale decides how much is lost, and one large weight in a group
-# makes the scale, and with it everybody's error, large. That is the whole reason for groups.
+# code 11. Read back: 0.1 · (11 - 8) = 0.3. The error, 0.01, is at most half a step (between the
+# outermost levels), and **half a step is half a scale**. So the scale decides how much is lost, and
+# one large weight in a group makes the scale, and with it everybody's error, large. That is the
+# whole reason for groups.
 #
 # The picture shows the same for a real row of the storyteller: 256 weights, and the 16 values they
 # move to. Most weights sit in the middle, where a few values have to serve them all; the outer
@@ -187,13 +188,16 @@ ql.plot.bytes_bar(parts)
 #
 # ## How much was lost, and how sure are we?
 #
-# The dial drew points. A measurement needs an error bar as well: had we read eight other pieces of
-# text, how far could the number have moved? And it needs a closer look than perplexity, which asks
-# only how probable the *right* token was. **KL** asks, at each position, how far the whole list of
-# next-token probabilities has moved away from the float model's; it is 0 only if nothing changed.
-# **Flips** counts the positions where the favorite token changed.
+# The dial drew points. A measurement needs an error bar (+-) as well: had we read eight other pieces
+# of text, how far could the number have moved? And perplexity has closer relatives, which compare a
+# model with the float one *on the same tokens*:
 #
-# **Predict.** Perplexity at 4 bits against float: is the difference larger than the error bar (+-)?
+# - **x** is the ratio of the two perplexities; 1 means no loss.
+# - **KL** looks at the whole list of next-token probabilities, not only at the right token: how far
+#   has the list moved, on average? 0 means not at all.
+# - **flips** is the share of positions at which the most probable token is another one.
+#
+# **Predict.** Perplexity at 4 bits against float: is the difference larger than its error bar?
 
 # %%
 ladder = []
@@ -215,10 +219,10 @@ ql.plot.quality_ladder(ladder, reference=floating.perplexity)
 # %% [markdown]
 # Perplexity swings with the text: some stories are harder than others, for every model alike. On so
 # few windows its error bar hides what 4 bits do; should a quantized model come out *below* float,
-# that is luck with the text, not a gift of rounding. KL compares two models *on the same tokens*, so
-# the difficulty of the text drops out, and a change far too small for perplexity stands clear of its
-# error bar. Both are needed: perplexity says how good a model is, KL how far it has moved. (More in
-# module 11.)
+# that is luck with the text, not a gift of rounding. On the same tokens the difficulty of the text
+# drops out: the error bar of x is many times smaller, and KL, which even sees changes that cancel in
+# x, stands far clear of its own. Both views are needed: perplexity says how good a model is, KL how
+# far it has moved. (More in module 11.)
 #
 # 💡 **Tip.** Start at 4 bits. Going below with plain rounding is where models break: LLaMA-7B has
 # perplexity 5.68 in 16 bits, 6.29 after rounding to 4, and 25.54 after rounding to 3; GPTQ (module

@@ -383,8 +383,8 @@ for name in ("NF4", "INT4"):
 ql.table(rows, ["levels", "least used, %", "most used, %"])
 
 # %% [markdown] tags=["predict"]
-# NF4 nearly keeps its promise: no level gets less than 5.6 or more than 7.1 %, where INT4's middle is crowded and its outer levels
-# stand half empty. But mind the condition: the largest weight of the block has to lie at 1.848 standard deviations. In blocks of 64
+# NF4 nearly keeps its promise: each level gets between 5.57 and 7.10 %, while INT4's middle is crowded and its outer levels stand
+# half empty. But mind the condition: the largest weight of the block has to lie at 1.848 standard deviations. In blocks of 64
 # it usually lies further out, and "equally used" is not "smallest error" anyway: module 08 puts both on the scales.
 #
 # **In the wild.** FP8 checkpoints for vLLM, made with llm-compressor (`FP8_DYNAMIC`), hold E4M3 codes with one scale for each output
@@ -422,6 +422,9 @@ nibbles = ql.unpack_codes(byte, bits=4, count=2).tolist()
 print(f"E4M3: {e4m3:g}, E5M2: {e5m2:g}, two 4-bit codes: {nibbles}")
 
 # %% [markdown] tags=["exercise"]
+# 0xD1, in bits 11 010 001: the low two bits of 3, then 2, then 1. The high bit of 3 opens the next byte. And the first lines' promise
+# is kept: five readings of one byte, none of them wrong.
+#
 # ## Exercises
 #
 # Replace `...` and run the cell; it says correct, incorrect (and why), or not attempted. Uncomment `exercise.hint()` for a hint, call

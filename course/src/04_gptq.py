@@ -155,7 +155,7 @@ ql.show(sweep)
 # arrives at one linear layer, and average x xᵀ. No label, no loss, no backward pass. The layer is the
 # first attention output of our storyteller. Gradients are switched off, and we calibrate in float64: one
 # weight near a rounding boundary can fall the other way on another processor, and GPTQ passes the
-# difference on to all columns after it. In float64 every machine takes the same decisions.
+# difference on to all columns after it. In float64 such near misses are too rare to matter.
 #
 # ## Watch it sweep
 #
@@ -234,9 +234,9 @@ print("a silent input is told:", ql.gptq(W, M * dead * dead[:, None], three).not
 
 # %%
 def percent(Q, moment):
-    """Return a quantized weight's output error, RTN at the same bits and groups being 100."""
-    rtn = ql.rtn(W, three).dequantize()
-    return round(100 * ql.output_error(W, Q.dequantize(), moment) / ql.output_error(W, rtn, moment))
+    """Return a weight's output error; that of RTN with 3 bits and groups of 64 is 100."""
+    nearest = ql.output_error(W, ql.rtn(W, three).dequantize(), moment)
+    return round(100 * ql.output_error(W, Q.dequantize(), moment) / nearest)
 
 
 knobs = {
@@ -394,7 +394,7 @@ model, float_model = small, model  # `inputs` watches the global model
 assert torch.equal(inputs(first, calibration), seen)  # 002-2: the same bits
 model = float_model
 print(f"no gradient anywhere; {len(layers)} linears, 100 % of their weights on a grid of 8 levels")
-print(f"inputs of the first linear: {seen.dtype}, unchanged to the last bit")
+print("the inputs of the first linear are floats as before, unchanged to the last bit")
 print("Verdict: 001-2 and 002-1 to 002-5 are false")
 
 # %% tags=["myth"]

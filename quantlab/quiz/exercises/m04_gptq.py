@@ -105,7 +105,7 @@ def check_blocked(answer: Any) -> None:
 
 def check_order(answer: Any) -> None:
     """Compare an order of six columns; name the usual other rankings."""
-    named = {
+    named: dict[tuple[Any, ...], str] = {
         (4, 0, 2, 3, 5, 1): "the smallest mean square comes first here; the largest should",
         (4, 5, 2, 3, 1, 0): "the largest weights come first here; the order asks the inputs alone",
         (1, 5, 3, 2, 0, 4): "columns 2 and 3 are equal, and equal ones keep their order",

@@ -3,9 +3,9 @@
 #
 # Duration: 75 min · runs in about 10 s on 2 CPU cores
 #
-# Before you buy a bridge you ask what it carries. Before you quantize a model you should be able to
-# say what it will lose, on a sheet of paper, without running anything. That is possible: most of
-# the error of rounding follows from three numbers, and this module derives all of them.
+# Before anybody builds a bridge, somebody calculates what it will carry. Before you quantize a model
+# you should be able to say what it will lose, on a sheet of paper, without running anything. That is possible:
+# the error follows from how many levels there are, how far they reach, and how the weights are spread.
 #
 # ## Objectives
 #
@@ -113,8 +113,7 @@ ql.widgets.ClipSlider(bell, start=(4, 60))
 
 
 # %%
-def mid_rise(x, clip, bits):
-    """Round to the centers of 2**bits cells that fill -clip .. clip."""
+def mid_rise(x, clip, bits):  # to the centers of 2**bits cells that fill -clip .. clip
     step, top = 2 * clip / 2**bits, 2 ** (bits - 1)
     return step * (np.floor(x / step).clip(-top, top - 1) + 0.5)
 
@@ -176,8 +175,8 @@ for name, grid in grids.items():
 ql.table(rows, ["grid", "bits", "best clip in σ", "SQNR in dB", "mean squared error"], sig=4)
 
 # %% [markdown] tags=["predict"]
-# So a bit at the best clip buys about 5 dB where bits are few, and creeps towards 6.02 only later. The lost
-# level costs 2 dB at 2 bits and nothing worth mentioning at 8. And remember the number
+# On the mid-rise grid, a bit at the best clip buys 5 dB where bits are few, and creeps towards 6.02 only
+# later. The lost level costs 2 dB at 2 bits (3 levels in place of 4) and next to nothing at 8. And remember the number
 # **2.47 σ**: the best symmetric 4-bit clip of a bell curve. In a million weights, the largest is near 5 σ;
 # the best grid covers half of that.
 #
@@ -323,7 +322,7 @@ for size in (W.numel(), None, 128, 64, 32, 16):
     stored = scheme.stored_bits(weight.shape[1])
     price = f"{(measured - last[0]) / (stored - last[1]):.0f}" if last else ""
     name = "matrix" if size == W.numel() else "row" if size is None else f"group of {size}"
-    rows.append((name, f"{stored:g}", predicted, measured, price))
+    rows.append((name, f"{stored:g}", round(predicted, 1), round(measured, 1), price))
     last = measured, stored
 headers = ["one scale per", "bits/weight", "predicted, dB", "measured, dB", "dB per bit"]
 print(ql.table(rows, headers))
@@ -335,11 +334,11 @@ ql.plot.sqnr_bars({row[0]: row[3] for row in rows})
 # sits on code 0 exactly.)
 #
 # Read the last column against the 6 dB that a whole bit gains. From matrix to row, and from row to
-# group, decibels are nearly free. With each halving the gain stays below 1 dB or so, while the price
+# group, decibels are nearly free. After that, each halving of the group gains about 1 dB, while its price
 # doubles. On a bell curve, 128 → 64 brings 0.73 dB for 0.125 bits, 5.8 dB per bit: about even. 64 → 32 brings 0.86 dB
 # for 0.25 bits, 3.4 per bit: now a bit is the better buy, if you can afford a whole one.
 #
-# 💡 *With 16-bit scales, stop at groups of 64 unless a next bit is out of reach; below, first shrink the scales (module 06).*
+# 💡 *With 16-bit scales, stop at groups of 64, unless the next whole bit is out of reach. To go lower, first shrink the scales (module 06).*
 #
 # ## Search instead of theory
 #
@@ -362,14 +361,15 @@ for size in (None, 128, 64, 32, 16):
     assert decibels[1] > decibels[0]
     assert cut > 0.5  # most groups are better off cut
     name = f"group of {size}" if size else "row"
-    rows.append((name, *decibels, f"{decibels[1] - decibels[0]:+.1f}", f"{100 * cut:.0f} %"))
+    gained = f"{decibels[1] - decibels[0]:+.1f}"
+    rows.append((name, *(round(x, 1) for x in decibels), gained, f"{100 * cut:.0f} %"))
 print("Verdict: G3 is false, most groups have less error with their largest weight cut off")
 ql.table(rows, ["one scale per", "absmax, dB", "searched, dB", "gain, dB", "groups cut"])
 
 # %% [markdown] tags=["myth"]
 # ### Myth G3: the scale must cover the largest weight
 #
-# It sounds like prudence, and it is the default of most tools. You have now seen it fail on a bell curve,
+# It sounds like prudence, and it is the default of many tools. You have now seen it fail on a bell curve,
 # on single groups and on trained weights. What is true: the more bits and the smaller the group, the less
 # there is to gain, and *never cut* is right for a box. Source: the table above and the optimum 2.47 σ.
 #
@@ -377,8 +377,9 @@ ql.table(rows, ["one scale per", "absmax, dB", "searched, dB", "gain, dB", "grou
 #
 # An error of the weights is only a stand-in. What counts is the text. We round all linears of the
 # storyteller to 3 bits, one scale per row, and measure how far its predictions move (KL divergence
-# from the float model, 0 = no change; module 11 explains it). The table settles it: the search changes not one
-# stored byte, and the smaller error does arrive at the predictions.
+# from the float model, 0 = no change; module 11 explains it).
+#
+# **Predict.** The search adds not one stored byte. Will its gain in SQNR arrive at the predictions?
 
 # %%
 test = ql.test_set(ql.load("storyteller")[1], samples=8)
@@ -388,11 +389,15 @@ for clip in ("absmax", "mse"):
     report = ql.quantize_(small, ql.RTN(clip=clip), ql.Scheme(bits=3))
     quality = ql.evaluate(small, test, reference=reference)
     mean = float(np.mean([row.sqnr for row in report.rows]))
-    rows.append((clip, report.bits_per_weight, mean, quality.perplexity, quality.kl))
+    perplexity, kl = round(quality.perplexity, 1), round(1e4 * quality.kl)
+    rows.append((clip, report.bits_per_weight, round(mean, 1), perplexity, kl))
 assert rows[1][-1] < rows[0][-1]  # the same bytes, and predictions closer to the float model's
-ql.table(rows, ["clip", "bits/weight", "mean SQNR, dB", "perplexity", "KL"])
+ql.table(rows, ["clip", "bits/weight", "mean SQNR, dB", "perplexity", "10,000 KL"])
 
 # %% [markdown]
+# It arrives: same bytes, predictions closer to those of the float model. (A smaller weight error is no
+# guarantee of that. Which roundings the *outputs* like best is the question of module 04.)
+#
 # ## In the wild
 #
 # All of these rules run in maintained tools today, which is why "4 bit, symmetric" is not a
@@ -500,7 +505,7 @@ ql.quiz.practice("03_error_theory")
 #
 # - Error = clipping + rounding, exactly. Rounding is Δ²/12; clipping is a wall.
 # - SQNR = 6.02 b + 4.77 − 20 log₁₀(c/σ): a bit halves the error, and so does half the reach.
-# - The rule fails for wide cells, cut weights, weights on levels, and at the best clip of a bell (5 dB per bit).
+# - The rule fails for wide cells, cut weights, weights on levels, and at the best clip of a bell (about 5 dB per bit).
 # - Best symmetric 4-bit clip of a bell: 2.47 σ, 18.9 dB. Of a box: its largest weight. Clips belong to shapes.
 # - "Symmetric 4 bit" has four rules. Signed maximum / −8 has the least error and no ties.
 # - Groups: mean of s² over 12. Cheap down to 64; below that, compare with the price of a bit.

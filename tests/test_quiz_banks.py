@@ -257,3 +257,9 @@ def test_each_myth_has_a_claim_and_a_truth_in_one_sentence_each():
         assert set(myth) == {"claim", "truth", "module", "quiz"}
         assert myth["claim"].endswith(".")
         assert myth["truth"].endswith(".")
+
+
+@every_question
+def test_every_choice_that_a_learner_sees_has_its_numbers(bank, question):
+    for variant in variants(bank, question, 10):
+        assert not any("{" in entry["text"] for entry in variant.shown)

@@ -73,8 +73,9 @@ class Variant:
     @property
     def shown(self) -> list[dict[str, Any]]:
         """Options (or items to order) in the order shown."""
-        entries = self.solution.options or self.question.get("items", [])
-        by_id = {entry["id"]: entry for entry in entries}
+        values, items = self.solution.values, self.question.get("items", [])
+        filled = [item | {"text": fill(item["text"], values)} for item in items]
+        by_id = {entry["id"]: entry for entry in self.solution.options or filled}
         return [by_id[name] for name in self.order]
 
 

@@ -422,7 +422,7 @@ def test_the_terminal_asks_hints_redraws_and_counts():
     assert count == 1
     assert "hint 1 of 3" in text
     assert "incorrect, not yet: read as 999" in text
-    assert text.endswith("1 of 7 correct.")
+    assert text.endswith("1 of 8 correct.")
 
 
 def test_the_terminal_ends_quietly_when_input_ends():
@@ -435,7 +435,7 @@ def test_the_terminal_ends_quietly_when_input_ends():
 def test_the_text_holds_every_stem_for_readers_without_a_kernel():
     quiz = practice(2)
     text = repr(quiz)
-    assert text.startswith("Practice quiz 02_number_formats: 7 questions. No front end?")
+    assert text.startswith("Practice quiz 02_number_formats: 8 questions. No front end?")
     for progress in quiz.progress.values():
         assert progress.variant.stem.strip() in text
 

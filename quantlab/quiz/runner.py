@@ -208,7 +208,7 @@ def practice(name: str | int, seed: int = 0) -> Practice:
     Examples
     --------
     >>> print(practice("02_number_formats").headline)
-    Practice quiz 02_number_formats: 7 questions. No front end? Use .answer("q1", "...").
+    Practice quiz 02_number_formats: 8 questions. No front end? Use .answer("q1", "...").
     """
     return Practice(load_bank(name), seed)
 

@@ -95,12 +95,15 @@ def collect(block: Block, statistic: Statistic) -> dict[str, Tensor]:
     """Run the block on its inputs and average ``statistic`` over each linear's input tokens."""
     totals: dict[str, Tensor] = {}
     tokens = dict.fromkeys(block.linears, 0)
+    shared: list[tuple[Tensor, Tensor]] = []  # the latest input and its statistic
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach().flatten(0, -2)
-            check_activations(x, f"{block.name}.{name}")
-            totals[name] = totals.get(name, 0) + statistic(x) * x.shape[0]
+            if not shared or shared[0][0] is not args[0]:  # q, k, v read one tensor: count it once
+                check_activations(x, f"{block.name}.{name}")
+                shared[:] = [(args[0], statistic(x) * x.shape[0])]
+            totals[name] = totals.get(name, 0) + shared[0][1]
             tokens[name] += x.shape[0]
 
         return watch

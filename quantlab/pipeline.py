@@ -21,6 +21,7 @@ from quantlab.tensor import QuantizedTensor, check_weight, output_error, sqnr
 BATCH = 8  # windows that pass through a block together
 
 
+@torch.no_grad()
 def quantize_(
     model: nn.Module,
     method: Method,
@@ -85,7 +86,8 @@ def quantize_(
             show_progress(progress, done, len(found))
             block = Block(module, linears(module), inputs=calls, name=name)
             rows += quantize_block_(block, method, scheme, originals)
-            calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
+            if done + 1 < len(found):
+                calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
         show_progress(progress, len(found), len(found))
     except BaseException:  # also Ctrl-C: half a quantized model is nobody's wish
         for parent, name, linear in originals:

@@ -86,7 +86,7 @@ def test_the_generated_cells_stand_in_their_places(root):
     assert cells[2].source == "[Course map](README.md) · 02 Number Formats and the Affine Map →"
     setup = next(cell for cell in cells if cell.cell_type == "code")
     assert setup.metadata.tags == ["setup"]
-    assert "quantlab[notebook]" in setup.source
+    assert f"quantlab[notebook] @ {catalog.INSTALL}" in setup.source
     assert setup.source.split("\n")[-1].startswith("ql.notebook(1)  ")
     assert cells[-1].source.startswith("---\n\n[Course map]")
 

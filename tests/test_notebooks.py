@@ -104,8 +104,8 @@ def test_the_setup_cell_is_the_same_everywhere_but_for_number_and_extras(module)
     assert setup.split("\n") == [
         "import importlib.util, subprocess, sys",
         'if importlib.util.find_spec("quantlab") is None:',
-        '    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", '
-        '"quantlab[EXTRAS]"])',
+        f'    home = "quantlab[EXTRAS] @ {catalog.INSTALL}"',
+        '    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", home])',
         "import quantlab as ql",
         "ql.notebook(N)  # threads, seeds, warning filters, print options, offline guard",
     ]

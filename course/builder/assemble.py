@@ -12,7 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from builder.catalog import BADGE, MODULES, BuildError, Module, neighbor
+from builder.catalog import BADGE, INSTALL, MODULES, BuildError, Module, neighbor
 from builder.rules import refuse_source
 
 METADATA = {
@@ -22,7 +22,8 @@ METADATA = {
 SETUP = """\
 import importlib.util, subprocess, sys
 if importlib.util.find_spec("quantlab") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "quantlab[{extras}]"])
+    home = "quantlab[{extras}] @ {home}"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", home])
 import quantlab as ql
 {call:<28}# threads, seeds, warning filters, print options, offline guard"""
 
@@ -99,7 +100,8 @@ def _setup_place(module: Module, cells: list[NotebookNode]) -> int:
 
 
 def _setup(module: Module) -> str:
-    return SETUP.format(extras=",".join(module.extras), call=f"ql.notebook({module.number})")
+    call = f"ql.notebook({module.number})"
+    return SETUP.format(extras=",".join(module.extras), home=INSTALL, call=call)
 
 
 def _navigation(text: str) -> NotebookNode:

@@ -10,6 +10,8 @@ from pathlib import Path
 OWNER, REPOSITORY, BRANCH = "quantlab-course", "quantlab", "main"
 COURSE = Path(__file__).resolve().parents[1]
 COLAB = f"https://colab.research.google.com/github/{OWNER}/{REPOSITORY}/blob/{BRANCH}/course"
+# Never the bare name: on the public index it belongs to somebody else's package.
+INSTALL = f"git+https://github.com/{OWNER}/{REPOSITORY}@{BRANCH}"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 

@@ -275,7 +275,7 @@ ql.table(rows, ["3 bits, groups of 64, but", "bits/weight", "% of RTN, calibrati
 # **Predict.** Where does GPTQ save more KL, at 4 bits or at 2? Will the perplexity bars show it?
 
 # %%
-test = ql.test_set(tokenizer, samples=16)
+test = ql.test_set(tokenizer, samples=12)
 reference = ql.log_probabilities(model, test)
 quality, models, reports = {"float": ql.evaluate(model, test, reference=reference)}, {}, {}
 for bits, method in itertools.product((4, 3, 2), (ql.RTN(), ql.GPTQ())):

@@ -172,7 +172,7 @@ def open_with_transformers(name: str) -> tuple[nn.Module, Tokenizer]:
     except ImportError as error:
         raise UnsupportedModelError(
             f"{name!r} is no embedded model and no folder of a small Llama; opening it needs "
-            "transformers: pip install 'quantlab[hf]'. Embedded: storyteller, storyteller-outlier"
+            "transformers: pip install transformers. Embedded: storyteller, storyteller-outlier"
         ) from error
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

@@ -77,9 +77,9 @@ browser: .venv/test  # skips with a plain line where no Chromium is
 notebooks: .venv/test  # execute the sources that changed
 	$(BIN)/python course/build.py build
 
-weekly: .venv/test  # the plainest processor, then two threads, where last digits may differ
+weekly: .venv/test  # the plainest processor, then two threads: the same outputs
 	QUANTLAB_OFFLINE=1 ATEN_CPU_CAPABILITY=default $(PYTEST) -q $(NBVAL) $(NOTEBOOKS)
-	QUANTLAB_OFFLINE=1 QUANTLAB_THREADS=2 $(PYTEST) -q --nbval-lax $(NBVAL) $(NOTEBOOKS)
+	QUANTLAB_OFFLINE=1 QUANTLAB_THREADS=2 $(PYTEST) -q $(NBVAL) $(NOTEBOOKS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

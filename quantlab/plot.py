@@ -273,7 +273,7 @@ def clip_panels(
     figure, (left, right) = canvas(2)
     draw_histogram(left, numbers(weight).ravel(), levels)
     for side in (-1, 1):
-        left.axvline(side * position, color=PALETTE["ink"], lw=1.5)
+        left.axvline(side * position, 0, 0.84, color=PALETTE["ink"], lw=1.5)
     draw_clip(right, *curve, position)
     left.set_title(f"{name}, clip {short(position)}")
     right.set_title("Clipping against rounding")

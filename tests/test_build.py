@@ -237,8 +237,10 @@ def with_output(*outputs):
 def test_widget_views_timings_and_kernel_facts_are_dropped():
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
     picture = {"image/png": "aaaa", "text/plain": "5 bits", **view}
-    book = with_output(new_output("display_data", picture, metadata={"isolated": True}))
+    about = {"isolated": True, "image/png": {"alt": "a curve"}}
+    book = with_output(new_output("display_data", picture, metadata=about))
     cell = book.cells[0]
+    assert cell.outputs[0].metadata == {"image/png": {"alt": "a curve"}}
     assert sorted(cell.outputs[0].data) == ["image/png", "text/plain"]
     assert "widgets" not in book.metadata
     assert cell.metadata == {}

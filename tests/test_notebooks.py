@@ -91,6 +91,17 @@ def test_no_cell_ended_in_an_error_or_on_stderr(module):
 
 
 @per_notebook
+def test_every_picture_has_a_sentence_in_place_of_sight(module):
+    outputs = [output for cell in code_of(module) for output in cell["outputs"]]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures
+    for picture in pictures:
+        alt = picture["metadata"]["image/png"]["alt"]
+        assert any(letter.isdigit() for letter in alt)
+        assert alt == "".join(picture["data"]["text/plain"])
+
+
+@per_notebook
 def test_a_notebook_stays_under_a_megabyte(module):
     assert module.notebook(COURSE).stat().st_size <= rules.MOST_BYTES
 

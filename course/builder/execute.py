@@ -82,7 +82,8 @@ def _strip(output: NotebookNode, count: int) -> NotebookNode:
         if WIDGET in output.data and not _speaks_alone(output.data):
             raise BuildError("a widget without a static picture and text; give it both")
         output.data.pop(WIDGET, None)
-        output.metadata = {}
+        about = output.metadata.get("image/png")  # width, height and alt text
+        output.metadata = {"image/png": about} if about else {}
     if output.output_type == "execute_result":
         output.execution_count = count
     return output

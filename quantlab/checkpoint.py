@@ -125,7 +125,9 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
         raise ValueError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
         write(partial)
-        partial.chmod(0o755)
+        partial.chmod(0o755)  # temporary files are private; a finished folder is not
+        for path in partial.iterdir():
+            path.chmod(0o644)
         if out.exists():
             out.rmdir()
         partial.rename(out)

@@ -40,6 +40,10 @@ def test_the_file_is_as_small_as_the_report_says(folder):
     assert 0 <= size - report.nbytes - floats < 20_000  # the header
 
 
+def test_others_may_read_what_was_written(folder):
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o644"}
+
+
 def test_a_taken_folder_is_not_touched(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match="not an empty folder"):

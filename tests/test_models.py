@@ -197,6 +197,13 @@ def test_a_model_without_known_blocks_is_refused_with_the_way_out():
         ql.quantize_(model, ql.RTN(), ql.Scheme())
 
 
+def test_an_unknown_name_is_refused_at_once_and_without_the_network(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.delenv("QUANTLAB_ONLINE", raising=False)
+    with pytest.raises(ql.UnsupportedModelError, match=r"no folder 'story-w3'.*QUANTLAB_ONLINE=1"):
+        ql.load("story-w3")
+
+
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [

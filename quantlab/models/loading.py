@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def load(name: str | Path) -> tuple[nn.Module, Tokenizer]:
     name : str or path
         ``storyteller`` (embedded, 3.67 M parameters), ``storyteller-outlier`` (the same function
         with planted outlier channels), a folder in Hugging Face's layout, a folder that
-        ``quantlab quantize`` wrote, or a Hugging Face id (needs transformers and the network).
+        ``quantlab quantize`` wrote, or a Hugging Face id (needs transformers; downloaded only
+        if the environment says ``QUANTLAB_ONLINE=1``).
 
     Returns
     -------
@@ -174,12 +176,18 @@ def open_with_transformers(name: str) -> tuple[nn.Module, Tokenizer]:
             f"{name!r} is no embedded model and no folder of a small Llama; opening it needs "
             "transformers: pip install transformers. Embedded: storyteller, storyteller-outlier"
         ) from error
+    cached = os.environ.get("QUANTLAB_ONLINE") != "1"
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, local_files_only=cached
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=cached)
     except (OSError, ValueError) as error:
+        if cached and not Path(name).is_dir():
+            raise UnsupportedModelError(
+                f"there is no folder {name!r} and no downloaded model of that name; set "
+                "QUANTLAB_ONLINE=1 to download it. Embedded: storyteller, storyteller-outlier"
+            ) from error
         first = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(
-            f"cannot open {name!r}: {first} Embedded: storyteller, storyteller-outlier"
-        ) from error
+        raise UnsupportedModelError(f"cannot open {name!r}: {first}") from error
     return model.eval(), Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id)

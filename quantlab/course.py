@@ -70,7 +70,8 @@ def source() -> Path:
 
 def files(folder: Path) -> dict[str, Path]:
     """Return what a learner gets: relative path to file, sorted."""
-    patterns = ("course/*.ipynb", "labs/*.ipynb", "quizzes/*.yaml", "quizzes/schema.json")
+    notebooks = ("course/*.ipynb", "course/README.md", "labs/*.ipynb")
+    patterns = (*notebooks, "quizzes/*.yaml", "quizzes/schema.json")
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return {path.relative_to(folder).as_posix(): path for path in found}
 

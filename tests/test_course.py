@@ -31,6 +31,7 @@ def shelf(tmp_path, monkeypatch):
 def test_the_source_holds_what_a_learner_needs():
     names = course.files(course.source())
     assert course.FIRST in names
+    assert "course/README.md" in names  # every notebook links to the map
     assert "quizzes/01_introduction.yaml" in names
     assert not [name for name in names if "/src/" in name or name.endswith(".py")]
 

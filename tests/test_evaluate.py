@@ -66,6 +66,20 @@ def test_the_error_bar_of_perplexity_agrees_with_the_textbook_on_many_windows(st
     assert result.perplexity_se == pytest.approx(textbook, rel=0.15)
 
 
+def test_kl_is_from_the_reference_to_the_model_and_flips_count_top_tokens(storyteller, tokens):
+    model, _ = ql.load("storyteller")
+    ql.quantize_(model, ql.RTN(), ql.Scheme(bits=2, group_size=64))
+    result = ql.evaluate(model, tokens, reference=storyteller[0])
+    mine, floats = (ql.log_probabilities(m, tokens) for m in (model, storyteller[0]))
+    p, q = (torch.distributions.Categorical(logits=x.double()) for x in (floats, mine))
+    kl = torch.distributions.kl_divergence
+    there, back = kl(p, q).mean().item(), kl(q, p).mean().item()
+    # Ours sums 2,048 float32 terms a token.
+    assert result.kl == pytest.approx(there, rel=1e-4)
+    assert result.kl != pytest.approx(back, rel=1e-3)
+    assert result.flips == (floats.argmax(-1) != mine.argmax(-1)).double().mean().item()
+
+
 def test_the_ratio_of_perplexities_is_paired_and_so_better_known(storyteller, tokens):
     model, _ = ql.load("storyteller")
     ql.quantize_(model, ql.RTN(), ql.Scheme(bits=2, group_size=64))

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Size, Tensor, nn
+from torch import Size, Tensor, nn, uint8
 
 from quantlab.block import Method
 from quantlab.data import calibration_set
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.llama import Llama
-from quantlab.models.loading import Tokenizer, load
+from quantlab.models.loading import Tokenizer, fill_, load
 from quantlab.nn import QuantizedLinear
 from quantlab.packing import packed_bytes
 from quantlab.pipeline import quantize_
@@ -158,11 +158,7 @@ def restore_(model: Llama, state: dict[str, Tensor], quantization: dict[str, Any
         except (AttributeError, KeyError, TypeError) as error:
             raise UnsupportedModelError(f"{name}: no such layer or tensor ({error})") from error
         setattr(parent, attribute, QuantizedLinear(packed))
-    floats = {k: v.float() if v.is_floating_point() and v.dim() else v for k, v in state.items()}
-    model.load_state_dict(floats, strict=False)
-    missing = set(dict(model.named_parameters())) - set(state)
-    if missing:
-        raise UnsupportedModelError(f"the folder lacks {', '.join(sorted(missing))}")
+    fill_(model, {name: tensor.float() for name, tensor in state.items()})
 
 
 def take(
@@ -172,11 +168,16 @@ def take(
     data, scale = state.pop(f"{name}.data"), state.pop(f"{name}.scale")
     zeros = None if scheme.symmetric else state.pop(f"{name}.zeros")
     rows, columns = shape
-    expected = (rows, packed_bytes(columns, scheme.bits))
     groups = columns // (scheme.group_size or columns)
-    if tuple(data.shape) != expected or tuple(scale.shape) != (rows, groups):
+    expected = [(rows, packed_bytes(columns, scheme.bits)), (rows, groups)]
+    if not scheme.symmetric:
+        expected.append((rows, packed_bytes(groups, scheme.bits)))
+    parts = [data, scale] + ([] if zeros is None else [zeros])
+    found = [tuple(part.shape) for part in parts]
+    dtypes = {part.dtype for part in (data, zeros) if part is not None}
+    if found != expected or dtypes != {uint8}:
         raise UnsupportedModelError(
-            f"{name}: codes {tuple(data.shape)} and scales {tuple(scale.shape)}, but {scheme} of a "
-            f"{rows} x {columns} layer has {expected} and {(rows, groups)}"
+            f"{name}: codes, scales and zero points are {found}, but {scheme} of a "
+            f"{rows} x {columns} layer has {expected}, codes as uint8"
         )
     return PackedTensor(data, scale.half(), zeros, scheme, Size(shape))

@@ -107,11 +107,28 @@ def test_a_config_that_does_not_fit_its_tensors_is_named(folder, tmp_path, chang
         ql.load(copy)
 
 
-def test_a_missing_tensor_is_named(folder, tmp_path):
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: s.pop("model.norm.weight"), r"lacks model\.norm\.weight"),
+        (lambda s: s.update(extra=torch.ones(1)), "unknown extra"),
+        (
+            lambda s: s.update({"model.norm.weight": torch.ones(3)}),
+            r"norm\.weight has shape \(3,\)",
+        ),
+        (lambda s: s.pop(f"{Q}.scale"), r"q_proj\.scale"),
+        (lambda s: s.update({f"{Q}.zeros": s[f"{Q}.zeros"][:-1].clone()}), "q_proj: codes, scales"),
+        (lambda s: s.update({f"{Q}.data": s[f"{Q}.data"].float()}), "as uint8"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder, tmp_path, change, match):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     state = load_file(copy / "model.safetensors")
-    del state["model.norm.weight"]
+    change(state)
     save_file(state, copy / "model.safetensors")
-    with pytest.raises(ql.UnsupportedModelError, match=r"model\.norm\.weight"):
+    with pytest.raises(ql.UnsupportedModelError, match=match):
         ql.load(copy)

@@ -197,6 +197,11 @@ def test_a_model_without_known_blocks_is_refused_with_the_way_out():
         ql.quantize_(model, ql.RTN(), ql.Scheme())
 
 
+def resize(folder, **sizes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | sizes))
+
+
 def test_an_unknown_name_is_refused_at_once_and_without_the_network(monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.delenv("QUANTLAB_ONLINE", raising=False)
@@ -209,6 +214,9 @@ def test_an_unknown_name_is_refused_at_once_and_without_the_network(monkeypatch)
     [
         (lambda d: (d / "config.json").unlink(), "config.json"),
         (lambda d: (d / "config.json").write_text("{"), "not JSON"),
+        (lambda d: resize(d, num_attention_heads=0), "fits no Llama"),
+        (lambda d: resize(d, hidden_size="wide"), "fits no Llama"),
+        (lambda d: resize(d, hidden_size=128), "has shape"),
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda d: (d / "tokenizer.json").write_text("{}"), "cannot read"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 40), "cannot read"),

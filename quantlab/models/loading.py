@@ -89,25 +89,32 @@ def open_folder(folder: Path) -> tuple[nn.Module, Tokenizer]:
     config = read_config(folder)
     if not is_small_llama(config):
         return open_with_transformers(str(folder))
-    model = Llama(small_config(config))
+    model = small_model(config, folder)
     state = read_weights(folder)
     if "quantization_config" in config:
         from quantlab.checkpoint import restore_  # row 3, to the right: only such folders need it
 
         restore_(model, state, config["quantization_config"])
     else:
-        floats = {key: tensor.float() for key, tensor in state.items()}
-        fill_(model, floats, folder)
+        state.pop("lm_head.weight", None)  # tied: the embedding is the head
+        fill_(model, {name: tensor.float() for name, tensor in state.items()})
     return model.eval(), read_tokenizer(folder, config)
 
 
-def fill_(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Load every tensor into the model, or name what is missing, unknown or misshapen."""
-    state.pop("lm_head.weight", None)  # tied: the embedding is the head
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UnsupportedModelError(f"{folder}: {str(error).splitlines()[-1].strip()}") from error
+def fill_(model: Llama, floats: dict[str, torch.Tensor]) -> None:
+    """Load the tensors that stayed in float; each must be there, be known, and fit."""
+    wanted = dict(model.named_parameters())
+    if missing := wanted.keys() - floats.keys():
+        raise UnsupportedModelError(f"the folder lacks {', '.join(sorted(missing))}")
+    if unknown := floats.keys() - wanted.keys():
+        raise UnsupportedModelError(f"the folder holds unknown {', '.join(sorted(unknown))}")
+    for name, weight in wanted.items():
+        if weight.shape != floats[name].shape:
+            shapes = tuple(floats[name].shape), tuple(weight.shape)
+            raise UnsupportedModelError(
+                f"{name} has shape {shapes[0]}; the config says {shapes[1]}"
+            )
+        weight.data.copy_(floats[name])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -157,6 +164,15 @@ def is_small_llama(config: dict[str, Any]) -> bool:
         and not scaling
         and isinstance(config.get("bos_token_id"), int)
     )
+
+
+def small_model(config: dict[str, Any], folder: Path) -> Llama:
+    """Return an empty small Llama of the config's sizes, or say that they make no model."""
+    try:
+        return Llama(small_config(config))
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UnsupportedModelError(f"{folder / 'config.json'} fits no Llama: {first}") from error
 
 
 def small_config(config: dict[str, Any]) -> LlamaConfig:

@@ -81,7 +81,7 @@ def quantize_(
     training = model.training
     model.eval()
     try:
-        calls = first_calls(model, found, check_tokens(data)) if data is not None else []
+        calls = first_calls(model, found, data) if data is not None else []
         for done, (name, module) in enumerate(found.items()):
             show_progress(progress, done, len(found))
             block = Block(module, linears(module), inputs=calls, name=name)

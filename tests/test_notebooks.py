@@ -137,7 +137,8 @@ def test_the_sanitize_file_hides_little():
 def failed_cells(notebook: Path) -> set[int]:
     """Run nbval on one notebook; return the numbers of its red cells."""
     report = notebook.with_suffix(".xml")
-    words = f"-q -p no:cacheprovider -p no:xdist -c {CHECKOUT / 'pyproject.toml'} --nbval"
+    words = "-q -p no:cacheprovider -p no:xdist -p no:benchmark --nbval"
+    words += f" -c {CHECKOUT / 'pyproject.toml'}"
     words += f" --rootdir {notebook.parent} --nbval-current-env --nbval-cell-timeout 60"
     words += f" --nbval-sanitize-with {SANITIZE} --junitxml {report} {notebook}"
     done = subprocess.run(

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "quantlab"
 ROWS = (
-    ("scheme", "floats", "packing", "tensor", "factor"),
+    ("scheme", "floats", "packing", "tensor", "factor", "native"),
     ("block",),
     ("methods", "gguf", "kernels"),
     ("nn", "models", "data", "report", "pipeline", "allocate", "evaluate", "checkpoint", "export"),
@@ -23,6 +23,7 @@ ROOMS = {
     "transformers": ("models",),
     "bitsandbytes": (),
     "triton": ("kernels",),
+    "xllamacpp": (),
     "distributed": (),
     "yaml": (),
     "sklearn": (),

@@ -17,18 +17,17 @@ Left out on purpose: groups of permuted columns, which need an index per column 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from quantlab.block import Block, second_moment
 from quantlab.factor import Factor, factorize, inverse
+from quantlab.native import compiled, share_rows
 from quantlab.scheme import Scheme
 from quantlab.tensor import QuantizedTensor, check_weight
 
@@ -218,25 +217,6 @@ class Sweep:
             self.scheme,
             self.notes,
         )
-
-
-def share_rows(work: Callable[[int, int], None], rows: int, threads: int) -> None:
-    """Call ``work(low, high)`` on ranges of rows that together cover them, one a thread."""
-    bounds = [rows * k // threads for k in range(threads + 1)]
-    if threads == 1:
-        work(0, rows)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, low, high) for low, high in pairwise(bounds)]:
-            done.result()
-
-
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile with Numba, keeping the machine code on disk where a folder can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # Numba's word for: no cache folder is writable
-        return numba.njit(nogil=True)(function)
 
 
 @compiled

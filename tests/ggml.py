@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL:
     ggml.ggml_row_size.restype, ggml.ggml_row_size.argtypes = SIZE, (ctypes.c_int, INT)
     ggml.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
     ggml.ggml_version.restype = ctypes.c_char_p
-    for name in ("quantize_row_q8_K_ref", "ggml_fp32_to_bf16_row_ref"):
+    for name in ("quantize_row_q8_K_ref", "dequantize_row_q8_K", "ggml_fp32_to_bf16_row_ref"):
         getattr(ggml, name).argtypes = (POINTER, POINTER, INT)
         getattr(ggml, name).restype = None
     return ggml
@@ -71,6 +71,8 @@ def dequantize(data: np.ndarray, number: int, columns: int) -> np.ndarray:
     """Return ggml's floats of (rows, bytes) uint8, as (rows, columns) float32."""
     data = np.ascontiguousarray(data)
     out = np.empty((len(data), columns), np.float32)
-    traits = library().ggml_get_type_traits(number).contents
-    traits.to_float(data.ctypes.data, out.ctypes.data, out.size)
+    ggml = library()
+    traits = ggml.ggml_get_type_traits(number).contents
+    to_float = ggml.dequantize_row_q8_K if number == 15 else traits.to_float
+    to_float(data.ctypes.data, out.ctypes.data, out.size)
     return out

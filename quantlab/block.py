@@ -38,6 +38,25 @@ def imatrix(x: Tensor) -> Tensor:
     return x.square().sum(0).double() / x.shape[0]
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """A place where the inputs of linears can be scaled without changing the float model.
+
+    Attributes
+    ----------
+    previous : str
+        The module that takes 1 / s: a norm (its gain) or a linear (its rows).
+    linears : tuple of str
+        Those that read the result and take s (their columns).
+    inspect : str
+        The smallest module that holds all of them: its output shows the error.
+    """
+
+    previous: str
+    linears: tuple[str, ...]
+    inspect: str
+
+
 @dataclass
 class Block:
     """A block with its linears, and its inputs and targets for each micro-batch.
@@ -54,6 +73,8 @@ class Block:
         As the float model produces them.
     targets : tensors
         The float block's outputs for ``float_inputs``.
+    scalings : tuple of Scaling
+        Where input scales can be folded; empty for an architecture that names none.
     name : str
         The block's path in the model, for messages.
     """
@@ -63,6 +84,7 @@ class Block:
     inputs: Sequence[Call] = ()
     float_inputs: Sequence[Call] = ()
     targets: Sequence[Tensor] = ()
+    scalings: tuple[Scaling, ...] = ()
     name: str = "block"
     _collected: dict[Statistic, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -139,7 +161,12 @@ def check_activations(x: Tensor, name: str) -> None:
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass of hyperparameters that turns a block's linears into quantized tensors."""
+    """A frozen dataclass of hyperparameters that turns a block's linears into quantized tensors.
+
+    Class attributes say what a method needs beyond a block's inputs: ``wants_targets = True`` for
+    the float stream (``float_inputs`` and ``targets``), ``folds = True`` if it rescales the block's
+    own parameters, ``batch_size`` for windows in a batch.
+    """
 
     def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
         """Return one tensor for each name in ``block.linears`` that it quantizes."""

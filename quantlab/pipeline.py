@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from quantlab.block import Block, Call, Method, second_moment
 from quantlab.data import check_tokens
-from quantlab.models.families import find_blocks, linears, resolve
+from quantlab.models.families import find_blocks, find_scalings, linears, resolve
 from quantlab.nn import QuantizedLinear
 from quantlab.report import LayerResult, Report
 from quantlab.scheme import Scheme
 from quantlab.tensor import QuantizedTensor, check_weight, output_error, sqnr
+from quantlab.training import first
 
 BATCH = 8  # windows that pass through a block together
 
@@ -77,21 +79,26 @@ def quantize_(
         raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
     found = find_blocks(model, blocks)
     check_layers(found, scheme)
-    started, rows, originals = time.perf_counter(), [], []
+    started, rows, undo = time.perf_counter(), [], []
     training = model.training
     model.eval()
     try:
-        calls = first_calls(model, found, data) if data is not None else []
+        size = getattr(method, "batch_size", BATCH)
+        calls = first_calls(model, found, data, size) if data is not None else []
+        float_calls = calls
         for done, (name, module) in enumerate(found.items()):
             show_progress(progress, done, len(found))
             block = Block(module, linears(module), inputs=calls, name=name)
-            rows += quantize_block_(block, method, scheme, originals)
+            block.scalings = find_scalings(model)
+            if getattr(method, "wants_targets", False):
+                float_calls = add_targets_(block, float_calls)
+            rows += quantize_block_(block, method, scheme, undo)
             if done + 1 < len(found):
                 calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
         show_progress(progress, len(found), len(found))
     except BaseException:  # also Ctrl-C: half a quantized model is nobody's wish
-        for parent, name, linear in originals:
-            setattr(parent, name, linear)
+        for put_back in reversed(undo):
+            put_back()
         raise
     finally:
         model.train(training)
@@ -135,8 +142,10 @@ class Recorder(nn.Module):
 
 
 @torch.no_grad()
-def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor) -> list[Call]:
-    """Return the calls that reach the first block, one a micro-batch."""
+def first_calls(
+    model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor, batch_size: int = BATCH
+) -> list[Call]:
+    """Return the calls that reach the first block, one a batch of ``batch_size`` windows."""
     names = list(blocks)
     path = names[0].rpartition(".")[0]
     parent_path, _, attribute = path.rpartition(".")
@@ -150,7 +159,7 @@ def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor)
     try:
         if caching:  # a recorded KV cache would grow at every replay of the call
             config.use_cache = False
-        for batch in data.split(BATCH):
+        for batch in data.split(batch_size):
             model(batch)
     finally:
         setattr(parent, attribute, whole)
@@ -161,14 +170,38 @@ def first_calls(model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor)
 
 def after(output: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the next block's positional arguments: the new hidden states, the rest unchanged."""
-    return (output[0] if isinstance(output, tuple) else output, *args[1:])
+    return (first(output), *args[1:])
+
+
+@torch.no_grad()
+def add_targets_(block: Block, float_calls: list[Call]) -> list[Call]:
+    """Give the block its float inputs and targets; return the float calls of the next block."""
+    outputs = [first(block.module(*args, **kwargs)) for args, kwargs in float_calls]
+    block.float_inputs, block.targets = float_calls, outputs
+    return [
+        (after(output, args), kwargs)
+        for output, (args, kwargs) in zip(outputs, float_calls, strict=True)
+    ]
+
+
+def keep(module: nn.Module) -> Callable[[], None]:
+    """Copy a module's parameters, and return the function that puts them back."""
+    saved = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+    def put_back() -> None:
+        for name, weight in saved.items():
+            module.get_parameter(name).data.copy_(weight)
+
+    return put_back
 
 
 @torch.no_grad()
 def quantize_block_(
-    block: Block, method: Method, scheme: Scheme, originals: list[tuple[nn.Module, str, nn.Linear]]
+    block: Block, method: Method, scheme: Scheme, undo: list[Callable[[], None]]
 ) -> list[LayerResult]:
-    """Quantize one block's linears in place, note the originals, and return a result for each."""
+    """Quantize one block's linears in place, note how to undo it, and return a result for each."""
+    if getattr(method, "folds", False):
+        undo.append(keep(block.module))
     started = time.perf_counter()
     quantized = method.quantize_block(block, scheme)
     seconds = (time.perf_counter() - started) / max(1, len(quantized))
@@ -182,7 +215,7 @@ def quantize_block_(
         )
         parent_path, _, attribute = name.rpartition(".")
         parent = block.module.get_submodule(parent_path)
-        originals.append((parent, attribute, linear))
+        undo.append(partial(setattr, parent, attribute, linear))
         setattr(parent, attribute, layer)
     return rows
 

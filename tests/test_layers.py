@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "quantlab"
 ROWS = (
     ("scheme", "floats", "packing", "tensor", "factor", "native"),
-    ("block",),
+    ("block", "training"),
     ("methods", "gguf", "kernels"),
     ("nn", "models", "data", "report", "pipeline", "allocate", "evaluate", "checkpoint", "export"),
     ("plot", "plot_*", "widgets", "quiz", "exercise*", "notebook", "show", "course", "doctor"),

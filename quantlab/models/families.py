@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from quantlab.block import Scaling
+
 
 class UnsupportedModelError(ValueError):
     """The model's blocks are not where any known architecture keeps them."""
@@ -21,14 +23,29 @@ class Family:
         Dotted path from the model to an ``nn.ModuleList`` of blocks.
     model_types : tuple of str
         Hugging Face's ``config.model_type`` of models known to have it.
+    scalings : tuple of Scaling
+        Where input scales can be folded. A block that lacks one of the modules does without.
     """
 
     blocks: str
     model_types: tuple[str, ...]
+    scalings: tuple[Scaling, ...] = ()
 
 
+LLAMA_SCALINGS = (
+    Scaling(
+        "input_layernorm",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        inspect="self_attn",
+    ),
+    Scaling("self_attn.v_proj", ("self_attn.o_proj",), inspect="self_attn.o_proj"),
+    Scaling("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), inspect="mlp"),
+    Scaling("mlp.up_proj", ("mlp.down_proj",), inspect="mlp.down_proj"),
+)
+# Gemma's norms multiply by 1 + gain and have others between the sublayers: no scaling folds there.
 FAMILIES = (
-    Family("model.layers", ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "smollm3")),
+    Family("model.layers", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA_SCALINGS),
+    Family("model.layers", ("phi3", "gemma2")),
     Family("model.decoder.layers", ("opt",)),
     Family("gpt_neox.layers", ("gpt_neox",)),
 )
@@ -72,3 +89,15 @@ def resolve(model: nn.Module, path: str) -> nn.ModuleList | None:
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers inside a block by name."""
     return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+
+
+def find_scalings(model: nn.Module) -> tuple[Scaling, ...]:
+    """Return where the model's blocks can fold input scales; empty for an unknown architecture.
+
+    The model's ``config.model_type`` decides; a model without one is recognized by its modules.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", "llama")
+    for family in FAMILIES:
+        if kind in family.model_types and resolve(model, family.blocks) is not None:
+            return family.scalings
+    return ()

@@ -11,7 +11,7 @@ True
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from quantlab import quiz
+from quantlab import gguf, quiz
 from quantlab.block import Block, Method, second_moment
 from quantlab.data import calibration_set, test_set
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
@@ -83,6 +83,7 @@ __all__ = [
     "evaluate",
     "exercise",
     "factorize",
+    "gguf",
     "gptq",
     "inverse_cholesky",
     "is_quantized",

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from quantlab.data import check_tokens
 from quantlab.models.families import find_blocks, find_scalings, linears, resolve
 from quantlab.nn import QuantizedLinear
 from quantlab.report import LayerResult, Report
+from quantlab.resume import FinishedBlocks, run_key
 from quantlab.scheme import Scheme
 from quantlab.tensor import QuantizedTensor, check_weight, output_error, sqnr
 from quantlab.training import first
@@ -31,6 +33,7 @@ def quantize_(
     data: Tensor | None = None,
     *,
     blocks: str | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Replace the linears of every block by quantized ones, in place.
@@ -51,6 +54,9 @@ def quantize_(
         Calibration tokens. With them the Report holds each layer's output error.
     blocks : dotted path of the model's list of blocks, or None
         For an architecture that ``families.py`` does not know.
+    checkpoint : folder, or None
+        Finished blocks are kept there; the same call, made again after the process was killed,
+        reads them and goes on to the same result.
     progress : bool, or None
         Draw a progress bar on stderr; None: if that is a terminal.
 
@@ -61,7 +67,8 @@ def quantize_(
     Raises
     ------
     ValueError
-        If a weight is not finite, a group size does not divide, or data is no token tensor.
+        If a weight is not finite, a group size does not divide, data is no token tensor, or the
+        checkpoint is of another run.
     CalibrationError
         If the method needs data and there is none, or activations are not finite.
     UnsupportedModelError
@@ -81,6 +88,9 @@ def quantize_(
     check_layers(found, scheme)
     started, rows, undo = time.perf_counter(), [], []
     training = model.training
+    kept = None
+    if checkpoint is not None:
+        kept = FinishedBlocks(Path(checkpoint), run_key(model, method, scheme, data))
     model.eval()
     try:
         size = getattr(method, "batch_size", BATCH)
@@ -92,7 +102,7 @@ def quantize_(
             block.scalings = find_scalings(model)
             if getattr(method, "wants_targets", False):
                 float_calls = add_targets_(block, float_calls)
-            rows += quantize_block_(block, method, scheme, undo)
+            rows += quantize_block_(block, method, scheme, undo, kept)
             if done + 1 < len(found):
                 calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
         show_progress(progress, len(found), len(found))
@@ -197,13 +207,22 @@ def keep(module: nn.Module) -> Callable[[], None]:
 
 @torch.no_grad()
 def quantize_block_(
-    block: Block, method: Method, scheme: Scheme, undo: list[Callable[[], None]]
+    block: Block,
+    method: Method,
+    scheme: Scheme,
+    undo: list[Callable[[], None]],
+    kept: FinishedBlocks | None = None,
 ) -> list[LayerResult]:
     """Quantize one block's linears in place, note how to undo it, and return a result for each."""
-    if getattr(method, "folds", False):
+    folds = getattr(method, "folds", False)
+    if folds:
         undo.append(keep(block.module))
     started = time.perf_counter()
-    quantized = method.quantize_block(block, scheme)
+    quantized = kept.load_(block) if kept else None
+    if quantized is None:
+        quantized = method.quantize_block(block, scheme)
+        if kept:
+            kept.save(block, quantized, folds=folds)
     seconds = (time.perf_counter() - started) / max(1, len(quantized))
     moments = block.collect(second_moment) if block.inputs else {}
     rows = []

@@ -36,12 +36,14 @@ class Q4_0(BlockType):
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Find the signed extreme of each block, then its codes."""
         flat = blocks.reshape(-1)
         codes = signed_codes(rows.reshape(-1), 8, bits(flat["d"]))
         pack_halves(codes, flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale."""
         flat = blocks.reshape(-1)
         d = bits(flat["d"])
         unpack_halves(flat["qs"], flat["qs"][:, :0], d, d[:0], 8, rows.reshape(-1))
@@ -64,12 +66,14 @@ class Q4_1(BlockType):
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Spread sixteen levels from least to largest weight."""
         flat = blocks.reshape(-1)
         codes = affine_codes(rows.reshape(-1), 15, bits(flat["d"]), bits(flat["m"]))
         pack_halves(codes, flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale and add the minimum."""
         flat = blocks.reshape(-1)
         qs, d, m = flat["qs"], bits(flat["d"]), bits(flat["m"])
         unpack_halves(qs, qs[:, :0], d, m, 0, rows.reshape(-1))
@@ -93,6 +97,7 @@ class Q5_0(BlockType):
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """As Q4_0, with 32 levels."""
         flat = blocks.reshape(-1)
         codes = signed_codes(rows.reshape(-1), 16, bits(flat["d"]))
         pack_halves(codes, flat["qs"])
@@ -100,6 +105,7 @@ class Q5_0(BlockType):
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale."""
         flat = blocks.reshape(-1)
         d = bits(flat["d"])
         unpack_halves(flat["qs"], flat["qh"], d, d[:0], 16, rows.reshape(-1))
@@ -122,6 +128,7 @@ class Q5_1(BlockType):
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """As Q4_1, with 32 levels."""
         flat = blocks.reshape(-1)
         codes = affine_codes(rows.reshape(-1), 31, bits(flat["d"]), bits(flat["m"]))
         pack_halves(codes, flat["qs"])
@@ -129,6 +136,7 @@ class Q5_1(BlockType):
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale and add the minimum."""
         flat = blocks.reshape(-1)
         d, m = bits(flat["d"]), bits(flat["m"])
         unpack_halves(flat["qs"], flat["qh"], d, m, 0, rows.reshape(-1))
@@ -151,11 +159,13 @@ class Q8_0(BlockType):
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Divide by the scale and round."""
         flat = blocks.reshape(-1)
         encode_bytes(rows.reshape(-1), bits(flat["d"]), flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale."""
         flat = blocks.reshape(-1)
         decode_bytes(bits(flat["d"]), flat["qs"], rows.reshape(-1))
 

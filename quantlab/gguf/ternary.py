@@ -1,1 +1,236 @@
 """One and two bits: TQ1_0, TQ2_0, Q1_0 and Q2_0."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantlab.gguf.block_type import Blocks, BlockType, Floats
+from quantlab.gguf.rounding import (
+    HALF_OVERFLOW,
+    away,
+    below,
+    bits,
+    half_bits,
+    half_float,
+    reciprocal,
+)
+from quantlab.native import compiled
+
+
+class TQ1_0(BlockType):
+    """256 weights of -1, 0, 1 in 54 bytes: w = d (trit - 1), five trits a byte.
+
+    ::
+
+        byte  0 .. 31          32 .. 47         48 .. 51             52 53
+              trits of         trits of         trits of             d
+              m + 32 t         160 + m + 16 t   240 + m + 4 t        (m: byte, t = 0 first)
+
+    d = max |x|, trit = x/d rounded half away from zero, plus 1. Five trits are a number
+    q = 0..242 to base 3, first trit first (the last four bytes hold four trits and a 0). A byte
+    is the fraction q/243 in 256ths, rounded up: times 3 carries the first trit out of the byte.
+    """
+
+    id, size = 34, 256
+    layout = np.dtype([("qs", "u1", 52), ("d", "<f2")])
+    limit = below(HALF_OVERFLOW)
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Round to trits; write each byte's five as one fraction."""
+        flat = blocks.reshape(-1)
+        pack_base3(trits(rows.reshape(-1), cls.size, bits(flat["d"])), flat["qs"])
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Carry one trit after the other out of each byte."""
+        flat = blocks.reshape(-1)
+        decode_base3(bits(flat["d"]), flat["qs"], rows.reshape(-1))
+
+
+class TQ2_0(BlockType):
+    """256 weights of -1, 0, 1 in 66 bytes: w = d (code - 1), two bits a code.
+
+    ::
+
+        byte  0 .. 31: two bits of w_l, w_l+32, w_l+64, w_l+96 (lowest first)   64 65
+              32 .. 63: the same for the second 128 weights                     d
+
+    d = max |x|, code = x/d rounded half away from zero, plus 1. Code 3, which would be 2 d, is
+    never written.
+    """
+
+    id, size = 35, 256
+    layout = np.dtype([("qs", "u1", 64), ("d", "<f2")])
+    limit = below(HALF_OVERFLOW)
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Round to trits, four a byte from four quarters."""
+        flat = blocks.reshape(-1)
+        pack_pairs(trits(rows.reshape(-1), cls.size, bits(flat["d"])), 32, flat["qs"])
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale."""
+        flat = blocks.reshape(-1)
+        decode_pairs(bits(flat["d"]), flat["qs"], 32, rows.reshape(-1))
+
+
+class Q2_0(BlockType):
+    """64 weights of -1, 0, 1 (and 2) in 18 bytes: w = d (code - 1), two bits a code.
+
+    ::
+
+        byte  0 1   2                               17
+              d     w_3 w_2 w_1 w_0 (low bits)...   w_63 w_62 w_61 w_60
+
+    d = max |x|, code = x/d rounded half away from zero, plus 1. Code 3, which is 2 d, is never
+    written.
+    """
+
+    id, size = 42, 64
+    layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+    limit = below(HALF_OVERFLOW)
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Round to trits, four neighbors a byte."""
+        flat = blocks.reshape(-1)
+        pack_pairs(trits(rows.reshape(-1), cls.size, bits(flat["d"])), 1, flat["qs"])
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by the scale."""
+        flat = blocks.reshape(-1)
+        decode_pairs(bits(flat["d"]), flat["qs"], 1, rows.reshape(-1))
+
+
+class Q1_0(BlockType):
+    """128 signs in 18 bytes: w = d or -d.
+
+    ::
+
+        byte  0 1   2                             17
+              d     w_7 .. w_1 w_0 (low bit)...   w_127 .. w_120
+
+    d = mean |x|, bit = 1 if x >= 0.
+    """
+
+    id, size = 41, 128
+    layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Keep the mean size and the signs."""
+        flat = blocks.reshape(-1)
+        encode_signs(rows.reshape(-1), bits(flat["d"]), flat["qs"])
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Give the scale its signs."""
+        flat = blocks.reshape(-1)
+        decode_signs(bits(flat["d"]), flat["qs"], rows.reshape(-1))
+
+
+@compiled
+def trits(x, size, d):
+    """Fill the scales and return codes 0, 1, 2 of blocks of ``size`` weights, flat."""
+    codes = np.empty(x.size, np.uint8)
+    words = x.view(np.int32)
+    for b in range(d.size):
+        largest = np.int32(0)  # sizes of floats have the order of their bits
+        for i in range(size * b, size * b + size):
+            largest = max(largest, words[i] & np.int32(0x7FFFFFFF))
+        scale = np.int32(largest).view(np.float32)
+        inverse = reciprocal(scale)
+        d[b] = half_bits(scale)
+        for i in range(size * b, size * b + size):
+            codes[i] = np.uint8(away(x[i] * inverse) + np.int32(1))
+    return codes
+
+
+@compiled
+def pack_pairs(codes, step, qs):
+    """Pack four codes of two bits a byte: weights ``step`` apart, lowest first."""
+    size = 4 * qs.shape[1]
+    for b in range(len(qs)):
+        for j in range(qs.shape[1]):
+            i = size * b + j // step * 4 * step + j % step
+            pair = codes[i] | (codes[i + step] << 2)
+            qs[b, j] = pair | (codes[i + 2 * step] << 4) | (codes[i + 3 * step] << 6)
+
+
+@compiled
+def decode_pairs(d, qs, step, x):
+    """Fill x with d (code - 1), from pairs of bits as ``pack_pairs`` orders them."""
+    size = 4 * qs.shape[1]
+    for b in range(len(qs)):
+        scale = half_float(d[b])
+        for j in range(qs.shape[1]):
+            i = size * b + j // step * 4 * step + j % step
+            for k in range(4):
+                code = (qs[b, j] >> (2 * k)) & 3
+                x[i + k * step] = np.float32(np.int32(code) - np.int32(1)) * scale
+
+
+@compiled
+def base3_place(j):
+    """Return first weight, step and number of the trits in byte j of TQ1_0."""
+    if j < 32:
+        return j, 32, 5
+    if j < 48:
+        return 128 + j, 16, 5
+    return 192 + j, 4, 4
+
+
+@compiled
+def pack_base3(codes, qs):
+    """Pack five or four trits a byte, as the fraction q / 243 in 256ths, rounded up."""
+    for b in range(len(qs)):
+        for j in range(52):
+            first, step, count = base3_place(j)
+            q = 0
+            for t in range(count):
+                q = 3 * q + codes[256 * b + first + step * t]
+            q *= 3 ** (5 - count)
+            qs[b, j] = (256 * q + 242) // 243
+
+
+@compiled
+def decode_base3(d, qs, x):
+    """Fill x with d (trit - 1): times 3, the byte's carry is the next trit."""
+    for b in range(len(qs)):
+        scale = half_float(d[b])
+        for j in range(52):
+            first, step, count = base3_place(j)
+            rest = np.uint32(qs[b, j])
+            for t in range(count):
+                rest = (rest & np.uint32(255)) * np.uint32(3)
+                trit = np.int32(rest >> np.uint32(8)) - np.int32(1)
+                x[256 * b + first + step * t] = np.float32(trit) * scale
+
+
+@compiled
+def encode_signs(x, d, qs):
+    """Fill mean sizes, summed in order, and a bit for each weight that is not negative."""
+    for b in range(len(qs)):
+        total = np.float32(0)
+        for i in range(128 * b, 128 * b + 128):
+            total += abs(x[i])
+        d[b] = half_bits(total / np.float32(128))
+        for j in range(16):
+            byte = 0
+            for k in range(8):
+                byte |= np.int32(x[128 * b + 8 * j + k] >= 0) << k
+            qs[b, j] = byte
+
+
+@compiled
+def decode_signs(d, qs, x):
+    """Fill x with d where a bit is set, and -d elsewhere."""
+    for b in range(len(qs)):
+        scale = half_float(d[b])
+        for j in range(128):
+            bit = (qs[b, j // 8] >> (j % 8)) & 1
+            x[128 * b + j] = scale if bit else -scale

@@ -9,7 +9,8 @@ so memory is one block and its calibration data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from quantlab.block import Block, Call
 from quantlab.tensor import CalibrationError, QuantizedTensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+AfterStep = Callable[[int, Mapping[str, "LearnedWeight"]], None]
 
 
 class LearnedWeight(nn.Module):
@@ -45,14 +47,16 @@ class LearnedWeight(nn.Module):
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Return the squared error summed over axis 1 and averaged over the others.
 
-    For (batch, tokens, features) that is tokens times the mean squared error.
+    For (batch, tokens, features) that is tokens times the mean squared error. Half precision is
+    computed in float32.
 
     Examples
     --------
     >>> squared_error(torch.zeros(2, 3, 4), torch.ones(2, 3, 4)).item()
     3.0
     """
-    return (output - target).square().sum(1).mean()
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(dtype) - target.to(dtype)).square().sum(1).mean()
 
 
 def train(
@@ -63,7 +67,7 @@ def train(
     loss: Loss = squared_error,
     input_mix: float = 0.5,
     seed: int = 0,
-    after_step: Callable[[int], None] | None = None,
+    after_step: AfterStep | None = None,
 ) -> list[float]:
     """Train the weights of one block together: Adam, cosine to zero, one batch a step.
 
@@ -71,19 +75,22 @@ def train(
     ----------
     block : Block
         With ``inputs``, ``float_inputs`` and ``targets``, the same number of batches each. Batches
-        are taken in order and repeated. Its module is not modified.
+        are taken in order and repeated. Its module is not modified, and runs in evaluation mode.
     weights : layer name -> LearnedWeight
-        Stand in for ``<name>.weight`` of the block's module.
+        Stand in for ``<name>.weight`` of the block's module. Trained in place.
     iterations : int
         Steps; the rate falls as a cosine from full to 0 over them.
     loss : function of (output, target)
     input_mix : probability
         Each element of a positional tensor is taken from the quantized-prefix inputs with this
         probability, else from the float ones, drawn anew at every step (QDrop, arXiv:2203.05740).
+        Keyword arguments come from the quantized prefix.
     seed : int
         Of the mixing. The same seed gives the same weights.
-    after_step : function of the number of steps done, optional
-        Called after every step, to read out what training would leave if it ended there.
+    after_step : function of (steps done, weights), optional
+        Called after every step: ``weights[name].quantized()`` is what would stay if training ended
+        there. A training loss does not say it: it is taken on one batch, before the step, and of
+        mixed inputs.
 
     Returns
     -------
@@ -93,58 +100,78 @@ def train(
     Raises
     ------
     CalibrationError
-        If the block has no inputs, or the loss is not finite.
+        If the block has no inputs, they or the targets are not finite, or the loss is not.
     ValueError
-        If ``iterations`` is not a positive integer or ``input_mix`` no probability.
+        If ``iterations`` is not a positive integer, ``input_mix`` no probability, or there is no
+        weight.
     """
-    check_training(block, weights, iterations, input_mix)
+    check_steps(iterations, input_mix)
+    check_training(block, weights)
     generator = torch.Generator().manual_seed(seed)
     fixed = {name: tensor.detach() for name, tensor in block.module.named_parameters()}
-    rates = [pair for weight in weights.values() for pair in weight.rates()]
-    optimizer = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in rates])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    optimizer = adam(weights)
     losses = []
-    with torch.enable_grad():
+    with torch.enable_grad(), evaluating(block.module):
         for step in range(iterations):
             batch = step % len(block.inputs)
             args, kwargs = mixed(block, batch, input_mix, generator)
             learned = {f"{name}.weight": weight() for name, weight in weights.items()}
             output = first(functional_call(block.module, fixed | learned, args, kwargs))
             error = loss(output, block.targets[batch])
-            total = error + sum(weight.penalty(step / iterations) for weight in weights.values())
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            optimizer.step()
-            schedule.step()
             losses.append(error.item())
-            if not math.isfinite(losses[-1]):
-                raise CalibrationError(
-                    f"{block.name}: the loss is {losses[-1]} at step {step}; "
-                    "lower the learning rate"
-                )
+            check_loss(losses, block.name)
+            total = error + sum(weight.penalty(step / iterations) for weight in weights.values())
+            optimizer.zero_grad()
+            total.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_rate"] * cosine(step / iterations)
+            optimizer.step()
             if after_step is not None:
-                after_step(step + 1)
+                after_step(step + 1, weights)
     return losses
+
+
+def adam(weights: Mapping[str, LearnedWeight]) -> torch.optim.Adam:
+    """Return Adam over all parameters, those of one rate in one group."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for weight in weights.values():
+        for parameters, rate in weight.rates():
+            groups.setdefault(rate, []).extend(parameters)
+    settings = [{"params": p, "lr": rate, "full_rate": rate} for rate, p in groups.items()]
+    return torch.optim.Adam(settings, fused=True)  # one pass over the memory instead of ten
+
+
+def cosine(done: float) -> float:
+    """Return the share of the full rate when the share ``done`` of all steps is behind.
+
+    Examples
+    --------
+    >>> [round(cosine(done), 3) for done in (0, 0.25, 0.5, 0.75)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 def mixed(block: Block, batch: int, probability: float, generator: torch.Generator) -> Call:
     """Return one batch's call, its tensors mixed element by element from both streams."""
     args, kwargs = block.inputs[batch]
     floats = block.float_inputs[batch][0]
-    if probability == 1 or all(a is b for a, b in zip(args, floats, strict=True)):
-        return args, kwargs
     pairs = zip(args, floats, strict=True)
     return tuple(mix(a, b, probability, generator) for a, b in pairs), kwargs
 
 
 def mix(quantized: Any, floating: Any, probability: float, generator: torch.Generator) -> Any:
-    """Take each element from ``quantized`` with this probability, else from ``floating``."""
-    if quantized is floating or not isinstance(quantized, Tensor):
+    """Take each element from ``quantized`` with this probability, else from ``floating``.
+
+    What is no floating tensor (positions, a tuple of rotary angles) comes from ``quantized``. Where
+    both are one tensor, as in the first block, nothing is drawn.
+    """
+    if probability == 1 or quantized is floating or not isinstance(quantized, Tensor):
         return quantized
     if not quantized.is_floating_point():
         return quantized
     drawn = torch.rand(quantized.shape, generator=generator) < probability
-    return torch.where(drawn, quantized, floating)
+    return torch.where(drawn.to(quantized.device), quantized, floating)
 
 
 def first(output: Any) -> Tensor:
@@ -152,16 +179,40 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def check_training(
-    block: Block, weights: Mapping[str, LearnedWeight], iterations: int, input_mix: float
-) -> None:
-    """Raise unless there is something to train, data to train on, and a number of steps."""
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout and running statistics off, and each submodule back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def check_steps(iterations: int, input_mix: float) -> None:
+    """Raise a ValueError unless there is a number of steps and a probability."""
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations is {iterations!r}; choose a positive integer, such as 1500")
     if not 0 <= input_mix <= 1:
         raise ValueError(f"input_mix is {input_mix!r}; choose a probability from 0 to 1")
+
+
+def check_loss(losses: list[float], name: str) -> None:
+    """Raise a CalibrationError if the latest loss is NaN or infinite."""
+    if not math.isfinite(losses[-1]):
+        raise CalibrationError(
+            f"{name}: the loss is {losses[-1]} at step {len(losses)}; lower the learning rate"
+        )
+
+
+def check_training(block: Block, weights: Mapping[str, LearnedWeight]) -> None:
+    """Raise unless there is something to train, and finite data to train on."""
     if not weights:
-        raise ValueError(f"{block.name} has no weight to train")
+        raise ValueError(
+            f"{block.name} has no weight to train; pass a block that holds a linear layer"
+        )
     counts = len(block.inputs), len(block.float_inputs), len(block.targets)
     if counts[0] == 0 or len(set(counts)) > 1:
         raise CalibrationError(
@@ -169,13 +220,15 @@ def check_training(
             f"{counts[0]} batches, {counts[1]} float ones and {counts[2]} targets; "
             "pass quantize_(model, method, scheme, data)"
         )
-    for number, target in enumerate(block.targets):
-        tensors: Sequence[Any] = [target, *block.inputs[number][0]]
-        if not all(
-            torch.isfinite(t).all()
-            for t in tensors
-            if isinstance(t, Tensor) and t.is_floating_point()
-        ):
+    streams = zip(block.inputs, block.float_inputs, block.targets, strict=True)
+    for number, (call, floats, target) in enumerate(streams):
+        if not all(map(finite, (*call[0], *floats[0], target))):
             raise CalibrationError(
                 f"{block.name}: batch {number} holds NaN or infinity; check the float model"
             )
+
+
+def finite(value: Any) -> bool:
+    """Tell whether a value holds no NaN and no infinity; what is no floating tensor cannot."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return not floating or bool(torch.isfinite(value).all())

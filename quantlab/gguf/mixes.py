@@ -80,7 +80,7 @@ def first_eighth(i: int, sizes: Sizes) -> bool:
 
 
 def grouped(i: int, sizes: Sizes) -> bool:
-    """Tell whether four or more query heads share a value head: it is small, and so are its costs."""
+    """Tell whether four or more query heads share a value head: small, so its bits cost little."""
     return sizes.sharing >= 4
 
 

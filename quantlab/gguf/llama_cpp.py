@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CHILD = Path(__file__).with_name("llama_cpp_child.py")
+from quantlab.gguf import llama_cpp_child
+from quantlab.gguf.llama_cpp_child import REFUSED
+
+CHILD = Path(llama_cpp_child.__file__)
 
 
 class LlamaCppError(ValueError):
@@ -81,8 +84,8 @@ def logits(
     logits differ from those of the dequantized weights by more than rounding noise.
     """
     fields = {"tokens": ids(tokens), "f32_cache": f32_cache, "threads": at_least(1, threads)}
-    header, data = ask("logits", path, fields, timeout)
-    return np.frombuffer(data, "<f4").reshape(header).astype(np.float32)
+    shape, data = ask("logits", path, fields, timeout)
+    return np.frombuffer(data, "<f4").reshape(shape).astype(np.float32)
 
 
 def generate(
@@ -125,8 +128,7 @@ def generate(
         "f32_cache": f32_cache,
         "threads": at_least(1, threads),
     }
-    header, _ = ask("generate", path, fields, timeout)
-    return header
+    return ask("generate", path, fields, timeout)[0]
 
 
 def tokenize(
@@ -159,8 +161,7 @@ def tokenize(
         raise ValueError(f"texts is {texts!r:.60}; pass a list of strings")
     "".join(texts).encode()  # a lone surrogate is no text: a UnicodeEncodeError, which says where
     fields = {"texts": list(texts), "add_bos": add_bos, "special": special}
-    header, _ = ask("tokenize", path, fields, timeout)
-    return header
+    return ask("tokenize", path, fields, timeout)[0]
 
 
 def ids(tokens: ArrayLike) -> list[int]:
@@ -209,13 +210,13 @@ def ask(
             f"llama.cpp did not finish {task} of {path} in {timeout:g} s; raise timeout, or the "
             "file makes it hang"
         ) from None
+    if child.returncode == REFUSED:
+        raise LlamaCppError(last_line(child))
+    if child.returncode:
+        line = re.sub(r"\S*/llama\.cpp/", "", last_line(child))  # without the builder's folders
+        raise LlamaCppError(f"llama.cpp {death(child.returncode)} on {path}: {line}")
     head, _, data = child.stdout.partition(b"\n")
-    if child.returncode or not head:
-        raise LlamaCppError(f"llama.cpp {death(child.returncode)} on {path}: {last_line(child)}")
-    answer = json.loads(head)
-    if "error" in answer:
-        raise LlamaCppError(answer["error"])
-    return answer["result"], data
+    return json.loads(head), data
 
 
 def death(code: int) -> str:
@@ -228,4 +229,4 @@ def death(code: int) -> str:
 def last_line(child: subprocess.CompletedProcess[bytes]) -> str:
     """Return the last thing that a process wrote to stderr."""
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
-    return re.sub(r"\S*/llama\.cpp/", "", lines[-1]) if lines else "it printed nothing"
+    return lines[-1] if lines else "it printed nothing"

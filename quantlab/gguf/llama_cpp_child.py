@@ -5,8 +5,8 @@ file is run by its path and imports the standard library only: it starts in a bl
 nothing to the library whose files it checks.
 
 stdin: one JSON object, ``task``, ``library``, ``path`` and the task's own fields.
-stdout: one line of JSON, ``{"error": ...}`` or ``{"result": ...}``; for logits, whose result is the
-shape, the float32 numbers follow.
+stdout: the result as one line of JSON; for logits that is their shape, and the float32 follow.
+Exit status 3: llama.cpp refused, and the last line of stderr says why.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 CHUNK = 512  # tokens decoded together: bounds the memory for logits
 ERROR, F32 = 4, 0  # a ggml_log_level, a ggml_type
+REFUSED = 3  # exit status
 LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 TAIL = ("tail", c_uint8 * 512)  # fields that a newer llama.cpp may have appended
 
@@ -234,7 +235,7 @@ def logits(request: dict[str, Any], out: BinaryIO) -> None:
     context = llama.start(len(tokens), request["threads"], request["f32_cache"])
     for number, row in enumerate(llama.decode(context, tokens, every=True)):
         if number == 0:
-            answer(out, {"result": [len(tokens), llama.size]})
+            answer(out, [len(tokens), llama.size])
         out.write(ctypes.string_at(row, 4 * llama.size))
 
 
@@ -253,7 +254,7 @@ def generate(request: dict[str, Any], out: BinaryIO) -> None:
         if step[0] == request["end"]:
             break
         added += step
-    answer(out, {"result": added})
+    answer(out, added)
 
 
 def tokenize(request: dict[str, Any], out: BinaryIO) -> None:
@@ -272,12 +273,12 @@ def tokenize(request: dict[str, Any], out: BinaryIO) -> None:
         if count < 0:
             raise Refused(f"llama_tokenize answers {count} for {text[:40]!r}")
         results.append(ids[:count])
-    answer(out, {"result": results})
+    answer(out, results)
 
 
-def answer(out: BinaryIO, fields: dict[str, Any]) -> None:
+def answer(out: BinaryIO, result: list[Any]) -> None:
     """Write one line of JSON."""
-    out.write(json.dumps(fields).encode() + b"\n")
+    out.write(json.dumps(result).encode() + b"\n")
 
 
 TASKS = {"logits": logits, "generate": generate, "tokenize": tokenize}
@@ -287,13 +288,13 @@ def main() -> None:
     """Answer the request on stdin; whatever llama.cpp prints goes to stderr."""
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
-        request = json.loads(sys.stdin.buffer.read())
+        request, status = json.loads(sys.stdin.buffer.read()), 0
         try:
             TASKS[request["task"]](request, out)
         except Refused as refusal:
-            answer(out, {"error": str(refusal)})
-        out.flush()
-    os._exit(0)  # skip the library's destructors: the answer is out, and the system frees the rest
+            print("\n" + str(refusal).replace("\n", " "), file=sys.stderr, flush=True)
+            status = REFUSED
+    os._exit(status)  # without the library's destructors: the answer is out
 
 
 if __name__ == "__main__":

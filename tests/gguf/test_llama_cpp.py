@@ -186,8 +186,30 @@ def test_a_file_that_kills_llama_cpp_leaves_us_alive(model, tmp_path):
     pytest.importorskip("xllamacpp")
     twins = ["same"] * 2 + letters()[2:]
     path = write(tmp_path / "twins.gguf", model, vocabulary=twins)
-    with pytest.raises(LlamaCppError, match=r"was killed by SIGABRT on .*GGML_ASSERT"):
+    with pytest.raises(
+        LlamaCppError, match=r"was killed by SIGABRT on .*twins\.gguf: src/.* GGML_ASSERT"
+    ):
         llama_cpp.tokenize(path, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("os.kill(os.getpid(), 11)", r"was killed by SIGSEGV on .*: last words"),
+        ("os._exit(7)", r"ended with exit status 7 on .*: last words"),
+    ],
+)
+def test_a_child_that_dies_in_the_middle_of_its_answer_is_no_answer(
+    path, tmp_path, monkeypatch, ending, message
+):
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, sys; print('[3]', flush=True)\n"
+        f"print('first\\nlast words', file=sys.stderr, flush=True); {ending}"
+    )
+    monkeypatch.setattr(llama_cpp, "CHILD", child)
+    with pytest.raises(LlamaCppError, match=message):
+        llama_cpp.generate(path, [1], 1)
 
 
 def test_a_hanging_child_is_ended(path):

@@ -22,8 +22,11 @@ def share_rows(work: Callable[[int, int], None], rows: int, threads: int) -> Non
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with Numba, keeping the machine code on disk where a folder can be written."""
+    """Compile with Numba, keeping the machine code on disk where a folder can be written.
+
+    Division by zero gives inf or NaN as in C and NumPy: a check would stop vectorizing.
+    """
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # Numba's word for: no cache folder is writable
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)

@@ -127,5 +127,9 @@ class Cursor:
             return self.texts(count, what), "[str]"
         raw = np.frombuffer(self.take(count * width, what), np.uint8)
         if kind == "bool" and raw.max(initial=0) > 1:
-            self.fail(f"{what} is an array of bools with a byte of {raw.max()}; 0 and 1 are bools")
+            wrong = int(np.argmax(raw > 1))
+            self.fail(
+                f"{what} is an array of bools with a byte of {raw[wrong]}; it must be 0 or 1",
+                self.at - count + wrong,
+            )
         return raw.view(DTYPES[kind]).copy(), f"[{kind}]"

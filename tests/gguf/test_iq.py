@@ -112,6 +112,18 @@ def test_a_weight_midway_between_two_levels_takes_the_upper_one():
 
 
 @both
+def test_ties_inside_the_search_go_up_too(name):
+    rng = np.random.default_rng(0)
+    rows = rng.choice(iq.LEVELS, (40, 256))
+    ties = rng.random(rows.shape) < 0.1
+    rows[ties] = rng.choice(iq.MIDDLES, ties.sum())
+    rows[:, ::32] = -127  # the inverse scale 1 is tried and is nearly perfect
+    np.testing.assert_array_equal(gguf.quantize(rows, name), ggml.quantize(rows, IDS[name]))
+    twin = [reference_iq.quantize(row, name) for row in rows[:4]]
+    np.testing.assert_array_equal(gguf.quantize(rows[:4], name), twin)
+
+
+@both
 def test_a_power_of_two_moves_only_the_scale(name):
     row = awkward_rows(256)["Student t3"]
     before = gguf.quantize(row, name).view(gguf.TYPES[name].layout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantlab.plot_blocks import bits_by_field, block_map, error_by_bits
 from quantlab.plot_errors import (
     clip_curve,
     clip_sentence,
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Picture",
+    "bits_by_field",
+    "block_map",
     "bytes_bar",
     "clip_curve",
     "clip_panels",
     "column_errors",
+    "error_by_bits",
     "heat_map",
     "layer_errors",
     "level_lines",

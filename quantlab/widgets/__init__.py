@@ -1,11 +1,12 @@
-"""Widgets of the course: move a slider, and see what a bit, a clip or a column costs.
+"""Widgets of the course: move a slider, and see what a bit, a byte, a clip or a column does.
 
 Each works without a kernel once shown, and as a still picture where nothing can move.
 """
 
 from quantlab.widgets.bit_inspector import BitInspector
+from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.memory_dial import MemoryDial
 
-__all__ = ["BitInspector", "ClipSlider", "ColumnSweep", "MemoryDial"]
+__all__ = ["BitInspector", "BlockExplorer", "ClipSlider", "ColumnSweep", "MemoryDial"]

@@ -1,4 +1,4 @@
-"""All four widgets in a real JupyterLab, over small synthetic tables."""
+"""All five widgets in a real JupyterLab, over small synthetic tables."""
 
 import nbformat
 import pytest
@@ -7,7 +7,7 @@ from browser.probes import key_times, percentile, trapped
 SETUP = """
 import torch
 from quantlab.scheme import Scheme
-from quantlab.widgets import BitInspector, ClipSlider, ColumnSweep, MemoryDial
+from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 """
 DIAL = """
 rows = [
@@ -30,16 +30,16 @@ X = torch.randn(16, 200, generator=generator, dtype=torch.float64)
 X[1:] += 0.9 * X[:-1]
 ColumnSweep(W, X @ X.T / 200, Scheme(3, 8), step=6)
 """
-TITLES = ["Memory dial", "Bit inspector", "Clip slider", "Column sweep"]
+TITLES = ["Memory dial", "Bit inspector", "Clip slider", "Column sweep", "Block explorer"]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one notebook of four widgets between two headings."""
+    """A folder with one notebook of five widgets between two headings."""
     folder = tmp_path / "course"
     folder.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# Widgets")]
-    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP):
+    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP, "BlockExplorer()"):
         cells.append(nbformat.v4.new_code_cell(source.strip()))
     cells.append(nbformat.v4.new_markdown_cell("## The end"))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
@@ -89,3 +89,31 @@ def test_the_number_box_is_the_slider_s_twin_and_python_hears_of_it(lab, folder)
     assert slider.get_attribute("aria-valuetext") == "42 %"
     root.locator("select").select_option(label="2")
     assert root.locator(".ql-readout").inner_text().startswith("2 bits, clip at 42 %")
+
+
+def test_the_explorer_follows_the_keyboard_and_the_mouse_both_ways(lab, folder):
+    here = lab(folder)
+    here.open("w.ipynb")
+    here.run_all()
+    selector = '.ql-widget[aria-label="Block explorer"]'
+    here.show(selector)
+    root = here.page.locator(selector)
+    readout = root.locator(".ql-readout")
+    bytes_, codes = root.locator(".ql-cells").first, root.locator(".ql-cells").last
+    assert bytes_.locator(".ql-cell").count() == 18
+    bytes_.focus()
+    here.page.keyboard.press("ArrowRight")
+    assert readout.inner_text().startswith("Q4_0 byte 3 of 18")
+    lit = codes.locator(".ql-cell[data-lit]")
+    assert [cell.get_attribute("id").split("-")[-1] for cell in lit.all()] == ["1", "17"]
+    active = bytes_.get_attribute("aria-activedescendant")
+    assert root.locator(f"#{active}").get_attribute("aria-label").startswith("Q4_0 byte 3")
+    codes.locator(".ql-cell").nth(17).hover()
+    assert readout.inner_text().startswith("Q4_0 weight 17 of 32")
+    lit = bytes_.locator(".ql-cell[data-lit]")
+    assert [cell.get_attribute("id").split("-")[-1] for cell in lit.all()] == ["0", "1", "3"]
+    root.locator("select").select_option(label="Q4_K")
+    assert bytes_.locator(".ql-cell").count() == 144
+    bytes_.locator(".ql-cell").nth(4).hover()
+    assert codes.locator(".ql-cell[data-lit]").count() == 64  # a scale, and a part of another
+    assert here.errors == []

@@ -66,7 +66,7 @@ def name_fault(name: bytes) -> str:
 def alignment_fault(alignment: object, kind: str) -> str:
     """Return what is wrong with the alignment that a file asks for."""
     if kind != "u32" or not isinstance(alignment, int):
-        return f"{ALIGNMENT_KEY} is a {kind}; it must be a u32"
+        return f"{ALIGNMENT_KEY} is stored as {kind}; it must be u32"
     if alignment < 1 or alignment & (alignment - 1) or alignment >= 2**32:
         return f"{ALIGNMENT_KEY} is {alignment}; it must be a power of two, usually 32"
     return ""

@@ -207,10 +207,12 @@ BROKEN = {
         whole([pair(b"general.alignment", U32, struct.pack("<I", 24))], [ONE], DATA), 49, "is 24"
     ),
     "alignment as u64": Broken(
-        whole([pair(b"general.alignment", U64, struct.pack("<Q", 32))], [ONE], DATA), 49, "a u64"
+        whole([pair(b"general.alignment", U64, struct.pack("<Q", 32))], [ONE], DATA),
+        49,
+        "stored as u64",
     ),
     "alignment as a string": Broken(
-        whole([pair(b"general.alignment", STRING, text(b"32"))], [ONE], DATA), 49, "a str"
+        whole([pair(b"general.alignment", STRING, text(b"32"))], [ONE], DATA), 49, "stored as str"
     ),
     "data beyond the end by alignment": Broken(
         whole([pair(b"general.alignment", U32, struct.pack("<I", 2**31))], [ONE], DATA),

@@ -10,11 +10,14 @@ from numpy.typing import ArrayLike
 
 from quantlab.gguf import blocks, fp4, iq, k_quants, lattice, plain, ternary
 from quantlab.gguf.block_type import TYPES, Blocks, BlockType, Bytes, Floats, find_type
+from quantlab.gguf.rounding import bits
 from quantlab.native import compiled, share_rows
 
 __all__ = ["TYPES", "blocks", "dequantize", "fp4", "iq", "k_quants", "lattice", "plain", "ternary"]
 
 CHUNK = 2**16  # weights checked and then quantized together: they are still in the cache
+
+HALF = np.dtype("<f2")
 
 
 def quantize(
@@ -111,16 +114,25 @@ def within(rows, limit):
 
 def check_scales(structs: Blocks, rows: Floats, cls: type[BlockType], first: int) -> None:
     """Raise a ValueError if a float16 field of a block overflowed (rows already checked)."""
-    fields = cls.layout.fields or {}
-    for name in [key for key, (kind, *_) in fields.items() if kind == np.dtype("<f2")]:
-        bad = ~np.isfinite(structs[name]) if cls.size > 1 else np.zeros(1, bool)
-        if bad.any():
-            row, block = np.argwhere(bad)[0].tolist()
-            largest = np.abs(rows[row, block * cls.size : (block + 1) * cls.size]).max()
-            raise ValueError(
-                f"row {first + row}, block {block} holds a weight of size {largest:.6g}, whose "
-                f"scale does not fit float16; {cls.__name__} cannot hold it, use F32 here"
-            )
+    for name, (kind, *_) in (cls.layout.fields or {}).items():
+        if kind != HALF or finite(bits(structs[name])):
+            continue
+        row, block = np.argwhere(~np.isfinite(structs[name]))[0].tolist()
+        largest = np.abs(rows[row, block * cls.size : (block + 1) * cls.size]).max()
+        raise ValueError(
+            f"row {first + row}, block {block} holds a weight of size {largest:.6g}, whose "
+            f"scale does not fit float16; {cls.__name__} cannot hold it, use F32 here"
+        )
+
+
+@compiled
+def finite(halves):
+    """Tell whether none of (rows, blocks) float16 numbers, as bits, is infinite or NaN."""
+    bad = 0
+    for row in range(halves.shape[0]):
+        for block in range(halves.shape[1]):
+            bad += (halves[row, block] & np.uint16(0x7C00)) == np.uint16(0x7C00)
+    return bad == 0
 
 
 def check_imatrix(imatrix: ArrayLike | None, columns: int, cls: type[BlockType]) -> Floats | None:

@@ -58,7 +58,8 @@ def away(x):
     """Round float32 to an int32, half away from zero. ``int(x + 0.5)`` is wrong just below 0.5."""
     whole = np.int32(x)
     rest = x - np.float32(whole)  # exact
-    return whole + np.int32(rest >= np.float32(0.5)) - np.int32(rest <= np.float32(-0.5))
+    one = np.int32(rest >= np.float32(0.5)) - np.int32(rest <= np.float32(-0.5))
+    return np.int32(whole + one)  # Numba adds in 64 bits
 
 
 @compiled

@@ -141,37 +141,40 @@ def trits(x, size, d):
     for b in range(d.size):
         largest = np.int32(0)  # sizes of floats have the order of their bits
         for i in range(size * b, size * b + size):
-            largest = max(largest, words[i] & np.int32(0x7FFFFFFF))
+            largest = max(largest, np.int32(words[i] & np.int32(0x7FFFFFFF)))
         scale = np.int32(largest).view(np.float32)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
         for i in range(size * b, size * b + size):
-            codes[i] = np.uint8(away(x[i] * inverse) + np.int32(1))
+            codes[i] = np.uint8(np.int32(away(x[i] * inverse) + np.int32(1)))
     return codes
 
 
 @compiled
 def pack_pairs(codes, step, qs):
     """Pack four codes of two bits a byte: weights ``step`` apart, lowest first."""
-    size = 4 * qs.shape[1]
+    count = qs.shape[1]
     for b in range(len(qs)):
-        for j in range(qs.shape[1]):
-            i = size * b + j // step * 4 * step + j % step
-            pair = codes[i] | (codes[i + step] << 2)
-            qs[b, j] = pair | (codes[i + 2 * step] << 4) | (codes[i + 3 * step] << 6)
+        for start in range(0, count, step):
+            at = 4 * (count * b + start)
+            for j in range(step):
+                pair = codes[at + j] | (codes[at + j + step] << 2)
+                pair |= codes[at + j + 2 * step] << 4
+                qs[b, start + j] = pair | (codes[at + j + 3 * step] << 6)
 
 
 @compiled
 def decode_pairs(d, qs, step, x):
     """Fill x with d (code - 1), from pairs of bits as ``pack_pairs`` orders them."""
-    size = 4 * qs.shape[1]
+    count = qs.shape[1]
     for b in range(len(qs)):
         scale = half_float(d[b])
-        for j in range(qs.shape[1]):
-            i = size * b + j // step * 4 * step + j % step
-            for k in range(4):
-                code = (qs[b, j] >> (2 * k)) & 3
-                x[i + k * step] = np.float32(np.int32(code) - np.int32(1)) * scale
+        for start in range(0, count, step):
+            at = 4 * (count * b + start)
+            for j in range(step):
+                for k in range(4):
+                    code = np.int32(qs[b, start + j] >> (2 * k)) & np.int32(3)
+                    x[at + j + k * step] = np.float32(code - np.int32(1)) * scale
 
 
 @compiled

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quantlab.gguf.file import FormatError, GGUFFile
+from quantlab.gguf.cursor import FormatError
+from quantlab.gguf.file import GGUFFile
 
 NAME = "llama"  # general.architecture
 MOST_LAYERS = 512

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from quantlab.gguf.file import FormatError, GGUFFile
+from quantlab.gguf.cursor import FormatError
+from quantlab.gguf.file import GGUFFile
 from quantlab.gguf.llama import entry
 
 KEY = "tokenizer.ggml."
@@ -41,7 +42,12 @@ def no_vocabulary(size: int) -> dict[str, Any]:
 
 
 def vocabulary_metadata(
-    tokenizer: Tokenizer, size: int, *, begin: int | None = None, end: int | None = None
+    tokenizer: Tokenizer,
+    size: int,
+    *,
+    begin: int | None = None,
+    end: int | None = None,
+    add_begin: bool = False,
 ) -> dict[str, Any]:
     """Return the metadata that makes llama.cpp split text into the same ids.
 
@@ -52,7 +58,9 @@ def vocabulary_metadata(
     size : int
         Rows of the model's embedding; unused tokens fill up what the tokenizer lacks.
     begin, end : int, or None
-        Ids of the tokens that open and close a text. ``begin`` is put before every text.
+        Ids of the tokens that open and close a text.
+    add_begin : bool
+        llama.cpp puts ``begin`` before every text.
 
     Raises
     ------
@@ -82,7 +90,7 @@ def vocabulary_metadata(
                     f"{name} token {token} is outside of the vocabulary, 0..{size - 1}"
                 )
             found[f"{name}_token_id"] = token
-    found |= {"add_bos_token": begin is not None, "add_eos_token": False}
+    found |= {"add_bos_token": add_begin, "add_eos_token": False}
     return {KEY + key: value for key, value in found.items()}
 
 

@@ -112,6 +112,10 @@ class Block:
             self._collected[statistic] = collect(self, statistic)
         return self._collected[statistic]
 
+    def forget(self) -> None:
+        """Drop the statistics: the block's parameters have changed."""
+        self._collected.clear()
+
 
 def collect(block: Block, statistic: Statistic) -> dict[str, Tensor]:
     """Run the block on its inputs and average ``statistic`` over each linear's input tokens."""

@@ -1,115 +1,232 @@
-"""Super-blocks of 256 weights whose sub-blocks have small integer scales: Q2_K to Q6_K, Q8_K."""
+"""Super-blocks of 256 weights whose sub-blocks have small integer scales: Q2_K to Q6_K, Q8_K.
+
+The codes and scales: ``k_scales.py``, with the searches of ``search.py``. Their bits:
+``k_packing.py``. Here stands what each type is.
+
+References
+----------
+ggml-org/llama.cpp, ``ggml/src/ggml-common.h`` (layouts) and ``ggml/src/ggml-quants.c``.
+"""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
+from quantlab.gguf import k_packing as bits
 from quantlab.gguf.block_type import Blocks, BlockType, Bytes, Floats
 from quantlab.gguf.k_scales import (
     AffineGrid,
-    nearest_integers,
     quantize_affine,
-    round_codes,
-    signed_extreme,
+    quantize_q3,
+    quantize_q6,
+    quantize_q8,
     spread,
-    to_half,
+    spread_pairs,
 )
-from quantlab.gguf.search import symmetric, symmetric_codes
 
-TINY = np.float32(1e-15)
-
-
-def nibbles(codes: Bytes) -> Bytes:
-    """Pack codes (blocks, 256) of four bits: of each 64 the first 32 low, the next 32 high."""
-    pairs = codes.reshape(-1, 4, 2, 32)
-    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+LIMIT = 1e12  # of all K types but Q8_K: beyond, sums of cubes overflow float32, unseen
 
 
-def quarters(codes: Bytes) -> Bytes:
-    """Pack codes (blocks, 256) of two bits: byte l of each 128 holds l, l+32, l+64, l+96."""
-    q = codes.reshape(-1, 2, 4, 32)
-    return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64)
+class Q2_K(BlockType):
+    """16 sub-blocks of 16 weights in 84 bytes: w = d s q - dmin m, q = 0..3, s and m = 0..15.
 
+    ::
 
-def bit_planes(bits: Bytes) -> Bytes:
-    """Pack bits (blocks, 256): bit g of byte j is element 32 g + j."""
-    return np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+        byte  0        16                 80   82   84
+              m s x16  codes, 2 bits      d    dmin
+              byte 16 + 32 h + l (l < 32): elements l, l+32, l+64, l+96 of half h, low bits first
 
-
-def pack_six(ls: Bytes, lm: Bytes) -> Bytes:
-    """Pack eight scales and eight minimums of six bits (blocks, 8) into 12 bytes.
-
-    Bytes 0-3: scales 0-3; 4-7: minimums 0-3; 8-11: low nibbles of scales and minimums 4-7. Upper
-    two bits of number j + 4 lie above number j.
+    Each sub-block is searched for a scale and a minimum; d and dmin are the largest of them / 15;
+    then q = round((x + dmin m) / (d s)).
     """
-    low = ls[:, :4] | (ls[:, 4:] >> 4) << 6
-    middle = lm[:, :4] | (lm[:, 4:] >> 4) << 6
-    return np.concatenate([low, middle, ls[:, 4:] & 15 | lm[:, 4:] << 4], axis=1)
+
+    id, size = 10, 256
+    layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
+    limit = LIMIT
+    imatrix = "used"
+    grid: ClassVar = AffineGrid(16, 3, 15, (-0.5, 0.1, 15, True), 1)
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Search the sub-blocks, then share d and dmin."""
+        found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
+        flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
+        flat["qs"] = bits.pack_quarters(found.codes)
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply out d s and dmin m, then unpack."""
+        flat = blocks.reshape(-1)
+        steps, shifts = spread_pairs(flat["d"], flat["dmin"], flat["scales"])
+        bits.read_q2(as_bytes(flat), 16, steps, shifts, rows.reshape(-1, 256))
+
+
+class Q3_K(BlockType):
+    """16 sub-blocks of 16 weights in 110 bytes: w = d (s - 32) (q - 4), q = 0..7, s = 0..63.
+
+    ::
+
+        byte  0               32                96            108  110
+              third bits of q  low two bits     s, 6 bits x16  d
+              byte j, bit g: element 32 g + j   as in Q2_K
+
+    The scale of largest size becomes s = 0, so that d may be negative.
+    """
+
+    id, size = 11, 256
+    layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
+    limit = LIMIT
+    imatrix = "used"
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Search the sub-blocks, code by code, then share d."""
+        d, scales, codes = quantize_q3(rows, imatrix)
+        flat = blocks.reshape(-1)
+        flat["d"], flat["scales"] = d, scales
+        flat["qs"], flat["hmask"] = bits.pack_quarters(codes & 3), bits.pack_bits(codes >> 2)
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply out d (s - 32), then unpack."""
+        flat = blocks.reshape(-1)
+        steps = spread(flat["d"], bits.unpack_six(flat["scales"]))
+        bits.read_q3(as_bytes(flat), 0, 32, steps, rows.reshape(-1, 256))
 
 
 class Q4_K(BlockType):
-    """4 bits, sub-blocks of 32 with 6-bit scale and minimum: w = d ls l - dmin lm.
+    """8 sub-blocks of 32 weights in 144 bytes: w = d s q - dmin m, q = 0..15, s and m = 0..63.
 
-    d 2 | dmin 2 | scales 12 | nibbles 128 = 144 bytes, 4.5 bits a weight
+    ::
+
+        byte  0  2     4                       16                 144
+              d  dmin  s and m, 6 bits x8 x2   codes, 4 bits
+              byte 4 + j: s_j, above it 2 bits of s_(j+4)    byte 16 + 32 g + l (l < 32):
+              byte 8 + j: m_j, above it 2 bits of m_(j+4)    elements l and l + 32 of quarter g,
+              byte 12 + j: low 4 bits of s_(j+4), m_(j+4)    low bits first
+
+    Each sub-block is searched for a scale and a minimum; d and dmin are the largest of them / 63;
+    then q = round((x + dmin m) / (d s)).
     """
 
-    id = 12
-    size = 256
+    id, size = 12, 256
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
+    limit = LIMIT
     imatrix = "used"
-    limit = 1e12
-    grid = AffineGrid(32, 15, 63, (-1.0, 0.1, 20, False), 2.0)
+    grid: ClassVar = AffineGrid(32, 15, 63, (-1.0, 0.1, 20, False), 2)
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
-        """Search sub-blocks, then share d and dmin among eight of them."""
-        with np.errstate(all="ignore"):
-            found = quantize_affine(rows, imatrix, cls.grid)
+        """Search the sub-blocks, then share d and dmin."""
+        found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
+        flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
+        flat["qs"] = bits.pack_nibbles(found.codes)
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply out d s and dmin m, then unpack."""
         flat = blocks.reshape(-1)
-        flat["d"], flat["dmin"] = found.d, found.dmin
-        flat["scales"] = pack_six(found.ls, found.lm)
-        flat["qs"] = nibbles(found.codes)
+        steps, shifts = spread_pairs(flat["d"], flat["dmin"], flat["scales"])
+        bits.read_q4(as_bytes(flat), 16, steps, shifts, rows.reshape(-1, 256))
+
+
+class Q5_K(BlockType):
+    """8 sub-blocks of 32 weights in 176 bytes: w = d s q - dmin m, q = 0..31, s and m = 0..63.
+
+    ::
+
+        byte  0  2     4                       16                 48                 176
+              d  dmin  s and m, as in Q4_K     fifth bits of q    low four bits, as in Q4_K
+                                               byte 16 + j, bit g: element 32 g + j
+    """
+
+    id, size = 13, 256
+    layout = np.dtype(
+        [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
+    )
+    limit = LIMIT
+    imatrix = "used"
+    grid: ClassVar = AffineGrid(32, 31, 63, (-0.5, 0.1, 15, False), 2)
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Search the sub-blocks, then share d and dmin."""
+        found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
+        flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
+        flat["qs"] = bits.pack_nibbles(found.codes & 15)
+        flat["qh"] = bits.pack_bits(found.codes >> 4)
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply out d s and dmin m, then unpack."""
+        flat = blocks.reshape(-1)
+        steps, shifts = spread_pairs(flat["d"], flat["dmin"], flat["scales"])
+        bits.read_q5(as_bytes(flat), 16, 48, steps, shifts, rows.reshape(-1, 256))
 
 
 class Q6_K(BlockType):
-    """6 bits, sub-blocks of 16 with an 8-bit scale: w = d scale (l - 32)."""
+    """16 sub-blocks of 16 weights in 210 bytes: w = d s (q - 32), q = 0..63, s an int8.
 
-    id = 14
-    size = 256
+    ::
+
+        byte  0                   128                192       208  210
+              low four bits       upper two bits     s x16     d
+              byte 64 h + l (l < 64): elements       as in Q2_K
+              l and l + 64 of half h, low bits first
+
+    The scale of largest size becomes s = -128, so that d may be negative.
+    """
+
+    id, size = 14, 256
     layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
+    limit = LIMIT
     imatrix = "used"
-    limit = 1e12
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
-        """Search sub-blocks, then share d among sixteen of them."""
-        with np.errstate(all="ignore"):
-            d, scales, codes = cls.search(rows, imatrix)
+        """Search the sub-blocks, then share d."""
+        d, scales, codes = quantize_q6(rows, imatrix)
         flat = blocks.reshape(-1)
         flat["d"], flat["scales"] = d, scales
-        parts = codes.reshape(-1, 2, 4, 32)
-        flat["ql"] = (parts[:, :, :2] & 15 | parts[:, :, 2:] << 4).reshape(-1, 128)
-        flat["qh"] = quarters(codes >> 4)
+        flat["ql"], flat["qh"] = bits.pack_far_nibbles(codes & 15), bits.pack_quarters(codes >> 4)
 
-    @staticmethod
-    def search(rows: Floats, imatrix: Floats | None) -> tuple[np.ndarray, np.ndarray, Bytes]:
-        """Return d (blocks,), scales (blocks, 16) and codes (blocks, 256)."""
-        x = rows.reshape(-1, 16)
-        if imatrix is None:
-            w = x * x
-        else:
-            w = np.broadcast_to(imatrix, rows.shape).reshape(-1, 16)
-        scale, inverse = symmetric(x, w, 32)
-        codes = symmetric_codes(x, inverse, 32)
-        values = scale.reshape(-1, 16)
-        extreme = signed_extreme(values)
-        whole = np.abs(extreme) >= TINY
-        shared = np.divide(np.float32(-128), extreme, where=whole, out=np.zeros_like(extreme))
-        scales = np.minimum(nearest_integers(shared[:, None] * values), 127).astype(np.int8)
-        d = to_half(np.divide(np.float32(1), shared, where=whole, out=np.zeros_like(extreme)))
-        codes = codes.reshape(-1, 256)
-        codes[~whole] = 0
-        steps = spread(d, scales).reshape(-1)
-        shifts = np.zeros_like(steps)
-        round_codes(x, steps, shifts, np.int32(-32), np.int32(31), codes.reshape(-1, 16))
-        return d, scales, codes
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply out d s, then unpack."""
+        flat = blocks.reshape(-1)
+        steps = spread(flat["d"], flat["scales"])
+        bits.read_q6(as_bytes(flat), 128, steps, rows.reshape(-1, 256))
+
+
+class Q8_K(BlockType):
+    """256 weights in 292 bytes: w = d q, q = -127..127. For activations only, never in a file.
+
+    ::
+
+        byte  0            4           260                     292
+              d, float32   q x256      sums of 16 q, int16 x16
+
+    d = -M / 127, M the first weight of the largest size: q = -127 for it.
+    """
+
+    id, size = 15, 256
+    layout = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)])
+
+    @classmethod
+    def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
+        """Find the signed extreme, then codes and their sums."""
+        flat = blocks.reshape(-1)
+        flat["d"], flat["qs"] = quantize_q8(rows.reshape(-1, 256))
+        flat["bsums"] = flat["qs"].reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
+
+    @classmethod
+    def decode(cls, blocks: Blocks, rows: Floats) -> None:
+        """Multiply by d."""
+        np.multiply(blocks["d"][..., None], blocks["qs"], out=rows.reshape(*blocks.shape, 256))
+
+
+def as_bytes(flat: Blocks) -> Bytes:
+    """Return (blocks,) records as (blocks, bytes), the same memory."""
+    return flat.view(np.uint8).reshape(len(flat), -1)

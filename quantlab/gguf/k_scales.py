@@ -8,8 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.gguf.block_type import Bytes, Floats
-from quantlab.gguf.lanes import MAGIC, MANTISSA, MIDDLE, nearest
-from quantlab.gguf.search import affine, affine_codes, positive
+from quantlab.gguf.k_packing import (
+    pack_four_pairs,
+    pack_six,
+    pack_six_pairs,
+    unpack_four_pairs,
+    unpack_six,
+    unpack_six_pairs,
+)
+from quantlab.gguf.lanes import MAGIC, MANTISSA, MIDDLE, TINY, nearest
+from quantlab.gguf.search import (
+    affine,
+    affine_codes,
+    coordinate,
+    positive,
+    symmetric,
+    symmetric_codes,
+)
 from quantlab.native import compiled
 
 Halves = NDArray[np.float16]
@@ -22,7 +37,7 @@ class AffineGrid(NamedTuple):
     top: int  # largest code
     levels: int  # largest code of a scale or minimum
     search: tuple[float, float, int, bool]  # first, step, last, absolute
-    sigma: float  # with an imatrix: sigma2 is this times the mean square of the 256
+    sigma: int  # with an imatrix: sigma2 is this times the mean square of the 256
 
 
 class AffineBlocks(NamedTuple):
@@ -30,11 +45,11 @@ class AffineBlocks(NamedTuple):
 
     d: Halves  # (blocks,)
     dmin: Halves
-    ls: Bytes  # (blocks, sub-blocks)
-    lm: Bytes
+    scales: Bytes  # (blocks, 12 or 16): ls and lm packed
     codes: Bytes  # (blocks, 256)
 
 
+@np.errstate(all="ignore")  # as in C: the driver refuses what is not finite
 def quantize_affine(rows: Floats, imatrix: Floats | None, grid: AffineGrid) -> AffineBlocks:
     """Search scales and minimums of rows (rows, columns), then their common scales and the codes.
 
@@ -55,9 +70,84 @@ def quantize_affine(rows: Floats, imatrix: Floats | None, grid: AffineGrid) -> A
         dmin, lm = positive(minimum.reshape(-1, parts), sums, grid.levels)
     codes = affine_codes(x, inverse, base, grid.top)
     d, dmin = to_half(d), to_half(dmin)
-    steps, shifts = spread(d, ls), spread(dmin, lm)
+    scales = pack_pairs(ls, lm)
+    steps, shifts = spread_pairs(d, dmin, scales)  # what a reader sees, also of a code over 63
     round_codes(x, steps.reshape(-1), shifts.reshape(-1), np.int32(0), np.int32(grid.top), codes)
-    return AffineBlocks(d, dmin, ls, lm, codes.reshape(-1, 256))
+    return AffineBlocks(d, dmin, scales, codes.reshape(-1, 256))
+
+
+def pack_pairs(ls: Bytes, lm: Bytes) -> Bytes:
+    """Pack scales and minimums (blocks, 8 or 16) as the type with so many sub-blocks does."""
+    return pack_six_pairs(ls, lm) if ls.shape[1] == 8 else pack_four_pairs(ls, lm)
+
+
+def spread_pairs(d: Halves, dmin: Halves, scales: Bytes) -> tuple[Floats, Floats]:
+    """Return d ls and dmin lm (blocks, 8 or 16) of packed scales (blocks, 12 or 16)."""
+    ls, lm = unpack_six_pairs(scales) if scales.shape[1] == 12 else unpack_four_pairs(scales)
+    return spread(d, ls), spread(dmin, lm)
+
+
+@np.errstate(all="ignore")
+def quantize_q3(rows: Floats, imatrix: Floats | None) -> tuple[Halves, Bytes, Bytes]:
+    """Search Q3_K: d (blocks,), packed scales (blocks, 12), codes + 4 (blocks, 256)."""
+    x = rows.reshape(-1, 16)
+    if imatrix is None:
+        scale, codes = coordinate(x)
+        d, inverse = divide_extreme(scale.reshape(-1, 16), 32, np.float32(0))
+        ls = nearest_integers(inverse[:, None] * scale.reshape(-1, 16))
+        ls = np.where(inverse[:, None] != 0, np.clip(ls, -32, 31) + 32, 0).astype(np.uint8)
+    else:
+        w = weigh(rows, imatrix, 2).reshape(-1, 16)
+        scale, inverse = symmetric(x, w, 4)
+        codes = symmetric_codes(x, inverse, 4)
+        values = scale.reshape(-1, 16)
+        d, inverse = symmetric(values, ordered_sums(w).reshape(-1, 16), 32)
+        ls = symmetric_codes(values, inverse, 32)
+    d, scales = to_half(d), pack_six(ls)
+    round_symmetric(x, spread(d, unpack_six(scales)), 4, codes)
+    return d, scales, codes.reshape(-1, 256)
+
+
+@np.errstate(all="ignore")
+def quantize_q6(rows: Floats, imatrix: Floats | None) -> tuple[Halves, NDArray[np.int8], Bytes]:
+    """Search Q6_K: d (blocks,), scales (blocks, 16), codes + 32 (blocks, 256)."""
+    x = rows.reshape(-1, 16)
+    w = x * x if imatrix is None else np.broadcast_to(imatrix, rows.shape).reshape(-1, 16)
+    scale, inverse = symmetric(x, w, 32)
+    codes = symmetric_codes(x, inverse, 32)
+    values = scale.reshape(-1, 16)
+    d, inverse = divide_extreme(values, 128, TINY)
+    scales = np.minimum(nearest_integers(inverse[:, None] * values), 127).astype(np.int8)
+    codes.reshape(-1, 256)[inverse == 0] = 0  # all scales tiny: zero bytes
+    d = to_half(d)
+    round_symmetric(x, spread(d, scales), 32, codes)
+    return d, scales, codes.reshape(-1, 256)
+
+
+@np.errstate(all="ignore")
+def quantize_q8(x: Floats) -> tuple[Floats, NDArray[np.int8]]:
+    """Return Q8_K's d (blocks,) and codes (blocks, 256)."""
+    d, inverse = divide_extreme(x, 127, np.float32(0))
+    codes = nearest_integers(inverse[:, None] * x)
+    return d, np.minimum(codes, 127).astype(np.int8)
+
+
+def divide_extreme(values: Floats, levels: int, least: np.float32) -> tuple[Floats, Floats]:
+    """Return d = 1 / inverse and inverse = -levels / M, M each row's first value of largest size.
+
+    Both are 0 where M is, or is smaller than ``least``.
+    """
+    extreme = signed_extreme(values)
+    whole = (extreme != 0) & ~(np.abs(extreme) < least)
+    inverse = np.where(whole, np.float32(-levels) / extreme, np.float32(0))
+    return np.where(whole, np.float32(1) / inverse, np.float32(0)), inverse
+
+
+def round_symmetric(x: Floats, steps: Floats, half: int, codes: Bytes) -> None:
+    """Round x / step to codes + half (blocks, n) where the step is not 0."""
+    steps = steps.reshape(-1)
+    shifts = np.zeros_like(steps)
+    round_codes(x, steps, shifts, np.int32(-half), np.int32(half - 1), codes)
 
 
 def plain_importance(x: Floats, grid: AffineGrid) -> Floats:
@@ -69,7 +159,7 @@ def plain_importance(x: Floats, grid: AffineGrid) -> Floats:
     return np.sqrt(mean)[:, None] + size
 
 
-def weigh(rows: Floats, imatrix: Floats, factor: float) -> Floats:
+def weigh(rows: Floats, imatrix: Floats, factor: int) -> Floats:
     """Return importance sqrt(factor mean(x x) + x x), the mean over each 256 weights of a row."""
     x = rows.reshape(len(rows), -1, 256)
     square = x * x

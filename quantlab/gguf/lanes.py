@@ -95,10 +95,11 @@ def product_sums(t, n, low, high):
 
 
 @compiled
-def improve(t, n, low, high, least):
+def improve(t, n, low, high, least, kept):
     """Move code after code to its best place given the others, until none moves, or five times.
 
     s = SLX - (w x) l and b = SLL - (w l) l are the sums of the others; b must be over ``least``.
+    A code is stored with the bits ``kept``.
     """
     for _ in range(5):
         for j in range(LANES):
@@ -114,7 +115,7 @@ def improve(t, n, low, high, least):
                 s += w * x * new
                 b += w * new * new
                 take = possible & (b > ZERO) & (s * s * t[SLL + j] > t[SLX + j] * t[SLX + j] * b)
-                t[L + at + j] = new if take else code
+                t[L + at + j] = np.float32(np.int32(new) & kept) if take else code
                 t[SLX + j] = s if take else t[SLX + j]
                 t[SLL + j] = b if take else t[SLL + j]
                 t[CHANGED + j] = ONE if take else t[CHANGED + j]

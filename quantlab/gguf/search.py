@@ -128,7 +128,7 @@ def coordinate(x):
         for j in range(LANES):
             t[TRY + j] = np.float32(-4) / t[HIGH + j]
         product_sums(t, n, np.int32(-4), np.int32(3))
-        improve(t, n, np.int32(-4), np.int32(3), -INFINITE)
+        improve(t, n, np.int32(-4), np.int32(3), -INFINITE, np.int32(-1))
         for j in range(LANES):
             alive = (abs(t[HIGH + j]) >= TINY) & (t[SLL + j] > ZERO)
             t[SCALE + j] = t[SLX + j] / t[SLL + j] if alive else ZERO
@@ -165,7 +165,9 @@ def positive(x, w, top):
         for j in range(LANES):
             t[TRY + j] = t[INVERSE + j]
         product_sums(t, n, low, high)
-        improve(t, n, low, high, ZERO)
+        for k in range(L, L + n * LANES):  # a byte holds a code: -1, of a scale below 0, is 255
+            t[k] = np.float32(np.int32(t[k]) & 255)
+        improve(t, n, low, high, ZERO, np.int32(255))
         for j in range(LANES):
             alive = t[HIGH + j] >= TINY
             t[SCALE + j] = t[SLX + j] / t[SLL + j] if alive & (t[SLL + j] > ZERO) else ZERO

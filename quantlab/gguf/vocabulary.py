@@ -32,6 +32,7 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BEGINS = {"default": True, LLAMA3: True, GPT2: False}  # files that do not say add_bos_token
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 PLAIN = {"dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
 

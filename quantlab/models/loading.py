@@ -55,8 +55,8 @@ def load(name: str | Path) -> tuple[nn.Module, Tokenizer]:
     name : str or path
         ``storyteller`` (embedded, 3.67 M parameters), ``storyteller-outlier`` (the same function
         with planted outlier channels), a folder in Hugging Face's layout, a folder that
-        ``quantlab quantize`` wrote, or a Hugging Face id (needs transformers; downloaded only
-        if the environment says ``QUANTLAB_ONLINE=1``).
+        ``quantlab quantize`` wrote, a ``.gguf`` file, or a Hugging Face id (needs transformers;
+        downloaded only if the environment says ``QUANTLAB_ONLINE=1``).
 
     Returns
     -------
@@ -81,6 +81,8 @@ def load(name: str | Path) -> tuple[nn.Module, Tokenizer]:
         return add_outliers_(model), tokenizer
     if Path(name).is_dir():
         return open_folder(Path(name))
+    if Path(name).suffix == ".gguf":
+        return open_gguf(Path(name))
     return open_with_transformers(str(name))
 
 
@@ -99,6 +101,16 @@ def open_folder(folder: Path) -> tuple[nn.Module, Tokenizer]:
         state.pop("lm_head.weight", None)  # tied: the embedding is the head
         fill_(model, {name: tensor.float() for name, tensor in state.items()})
     return model.eval(), read_tokenizer(folder, config)
+
+
+def open_gguf(path: Path) -> tuple[nn.Module, Tokenizer]:
+    """Open a GGUF file that holds a tokenizer."""
+    from quantlab.export.gguf_load import load_gguf  # row 3, to the right: only such files need it
+
+    model, tokenizer = load_gguf(path)
+    if tokenizer is None:
+        raise UnsupportedModelError(f"{path} has no tokenizer; open it with ql.load_gguf")
+    return model, tokenizer
 
 
 def fill_(model: Llama, floats: dict[str, torch.Tensor]) -> None:
@@ -207,3 +219,20 @@ def open_with_transformers(name: str) -> tuple[nn.Module, Tokenizer]:
         first = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(f"cannot open {name!r}: {first}") from error
     return model.eval(), Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id)
+
+
+def make_with_transformers(config: dict[str, Any]) -> nn.Module:
+    """Return transformers' Llama of a config in float32; its weights are not yet the model's."""
+    try:
+        from transformers import LlamaConfig as Config
+        from transformers import LlamaForCausalLM
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "this model is no small Llama (untied head, biases, head size or rope scaling); "
+            "opening it needs transformers: pip install transformers"
+        ) from error
+    rope = config["rope_parameters"]
+    if not hasattr(Config(), "rope_parameters"):  # before transformers 5
+        scaling = None if rope["rope_type"] == "default" else rope
+        config = config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+    return LlamaForCausalLM(Config(**config)).float()

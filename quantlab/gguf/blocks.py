@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantlab.gguf.block_type import Blocks, BlockType, Floats
+from quantlab.gguf import search
+from quantlab.gguf.block_type import Blocks, BlockType, Bytes, Floats
 from quantlab.gguf.rounding import (
     HALF_OVERFLOW,
     away,
@@ -38,7 +39,7 @@ class Q4_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Find the signed extreme of each block, then its codes."""
         flat = blocks.reshape(-1)
-        codes = signed_codes(rows.reshape(-1), 8, bits(flat["d"]))
+        codes = signed_codes(rows, imatrix, 8, flat["d"])
         pack_halves(codes, flat["qs"])
 
     @classmethod
@@ -46,7 +47,7 @@ class Q4_0(BlockType):
         """Multiply by the scale."""
         flat = blocks.reshape(-1)
         d = bits(flat["d"])
-        unpack_halves(flat["qs"], flat["qs"][:, :0], d, d[:0], 8, rows.reshape(-1))
+        unpack_halves(flat["qs"], flat["qs"][:, :0], d, d[:0], 8, rows.reshape(-1, 32))
 
 
 class Q4_1(BlockType):
@@ -68,7 +69,7 @@ class Q4_1(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Spread sixteen levels from least to largest weight."""
         flat = blocks.reshape(-1)
-        codes = affine_codes(rows.reshape(-1), 15, bits(flat["d"]), bits(flat["m"]))
+        codes = affine_codes(rows, imatrix, 15, flat["d"], flat["m"])
         pack_halves(codes, flat["qs"])
 
     @classmethod
@@ -76,7 +77,7 @@ class Q4_1(BlockType):
         """Multiply by the scale and add the minimum."""
         flat = blocks.reshape(-1)
         qs, d, m = flat["qs"], bits(flat["d"]), bits(flat["m"])
-        unpack_halves(qs, qs[:, :0], d, m, 0, rows.reshape(-1))
+        unpack_halves(qs, qs[:, :0], d, m, 0, rows.reshape(-1, 32))
 
 
 class Q5_0(BlockType):
@@ -99,7 +100,7 @@ class Q5_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """As Q4_0, with 32 levels."""
         flat = blocks.reshape(-1)
-        codes = signed_codes(rows.reshape(-1), 16, bits(flat["d"]))
+        codes = signed_codes(rows, imatrix, 16, flat["d"])
         pack_halves(codes, flat["qs"])
         pack_fifth(codes, flat["qh"])
 
@@ -108,7 +109,7 @@ class Q5_0(BlockType):
         """Multiply by the scale."""
         flat = blocks.reshape(-1)
         d = bits(flat["d"])
-        unpack_halves(flat["qs"], flat["qh"], d, d[:0], 16, rows.reshape(-1))
+        unpack_halves(flat["qs"], flat["qh"], d, d[:0], 16, rows.reshape(-1, 32))
 
 
 class Q5_1(BlockType):
@@ -130,7 +131,7 @@ class Q5_1(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """As Q4_1, with 32 levels."""
         flat = blocks.reshape(-1)
-        codes = affine_codes(rows.reshape(-1), 31, bits(flat["d"]), bits(flat["m"]))
+        codes = affine_codes(rows, imatrix, 31, flat["d"], flat["m"])
         pack_halves(codes, flat["qs"])
         pack_fifth(codes, flat["qh"])
 
@@ -139,7 +140,7 @@ class Q5_1(BlockType):
         """Multiply by the scale and add the minimum."""
         flat = blocks.reshape(-1)
         d, m = bits(flat["d"]), bits(flat["m"])
-        unpack_halves(flat["qs"], flat["qh"], d, m, 0, rows.reshape(-1))
+        unpack_halves(flat["qs"], flat["qh"], d, m, 0, rows.reshape(-1, 32))
 
 
 class Q8_0(BlockType):
@@ -161,59 +162,107 @@ class Q8_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Divide by the scale and round."""
         flat = blocks.reshape(-1)
-        encode_bytes(rows.reshape(-1), bits(flat["d"]), flat["qs"])
+        encode_bytes(rows.reshape(-1, 32), bits(flat["d"]), flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply by the scale."""
         flat = blocks.reshape(-1)
-        decode_bytes(bits(flat["d"]), flat["qs"], rows.reshape(-1))
+        decode_bytes(bits(flat["d"]), flat["qs"], rows.reshape(-1, 32))
+
+
+def signed_codes(rows: Floats, imatrix: Floats | None, half: int, d: Blocks) -> Bytes:
+    """Fill the scales and return the codes 0..2 half - 1, one row a block."""
+    x = rows.reshape(-1, 32)
+    if imatrix is None:
+        return round_signed(x, half, bits(d))
+    d[:], inverse = search.symmetric(x, importances(rows, imatrix), half)
+    return search.symmetric_codes(x, inverse, half)
+
+
+def affine_codes(rows: Floats, imatrix: Floats | None, top: int, d: Blocks, m: Blocks) -> Bytes:
+    """Fill scales and minima and return the codes 0..top, one row a block."""
+    x = rows.reshape(-1, 32)
+    if imatrix is None:
+        return round_affine(x, top, bits(d), bits(m))
+    d[:], minimum, inverse, base = search.affine(
+        x, importances(rows, imatrix), top, -0.9, 0.05, 36, False
+    )
+    m[:] = -minimum
+    return search.affine_codes(x, inverse, base, top)
 
 
 @compiled
-def signed_codes(x, half, d):
-    """Fill the scales and return codes 0..2 half - 1, one row a block."""
-    codes = np.empty((d.size, 32), np.uint8)
-    flat = codes.reshape(-1)
-    shift, top = np.float32(half) + np.float32(0.5), np.int32(2 * half - 1)
+def importances(rows, imatrix):
+    """Return imatrix sqrt(mean x x of the whole row + x x), one row a block."""
+    result = np.empty(rows.shape, np.float32)
+    for r in range(len(rows)):
+        total = np.float32(0)
+        for j in range(imatrix.size):
+            total += rows[r, j] * rows[r, j]
+        mean = total / np.float32(imatrix.size)
+        for j in range(imatrix.size):
+            result[r, j] = imatrix[j] * np.sqrt(mean + rows[r, j] * rows[r, j])
+    return result.reshape(-1, 32)
+
+
+@compiled
+def round_signed(x, half, d):
+    """Divide by the signed extreme / -half, which lands on code 0: codes, one row a block."""
+    codes = np.empty(x.shape, np.uint8)
+    words = x.view(np.int32)
+    shift, top = np.float32(half + 0.5), np.int32(2 * half - 1)
     for b in range(d.size):
-        largest, extreme = np.float32(0), np.float32(0)
-        for i in range(32 * b, 32 * b + 32):
-            if abs(x[i]) > largest:
-                largest, extreme = abs(x[i]), x[i]
+        # As integers, the bits of positive floats have their order; flipped signs for the others.
+        high, low = np.int32(0), np.int32(0)
+        for j in range(32):
+            high = max(high, words[b, j])
+            low = max(low, np.int32(words[b, j] ^ np.int32(-(2**31))))
+        extreme = np.int32(high).view(np.float32)
+        if low > high or (low == high and first_is_negative(x, b, extreme)):
+            extreme = -np.int32(low).view(np.float32)
         scale = extreme / np.float32(-half)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
-        for i in range(32 * b, 32 * b + 32):
-            flat[i] = np.uint8(min(top, np.int32(x[i] * inverse + shift)))
+        for j in range(32):
+            codes[b, j] = np.uint8(min(top, np.int32(x[b, j] * inverse + shift)))
     return codes
 
 
 @compiled
-def affine_codes(x, top, d, m):
-    """Fill scales and minima and return codes 0..top, one row a block."""
-    codes = np.empty((d.size, 32), np.uint8)
-    flat = codes.reshape(-1)
+def first_is_negative(x, b, size):
+    """Tell whether the first weight of row b that is ``size`` or ``-size`` is negative."""
+    for j in range(32):
+        if abs(x[b, j]) == size:
+            return x[b, j] < np.float32(0)
+    return False
+
+
+@compiled
+def round_affine(x, top, d, m):
+    """Spread the codes 0..top from the least to the largest weight: codes, one row a block."""
+    codes = np.empty(x.shape, np.uint8)
     for b in range(d.size):
-        low, high = x[32 * b], x[32 * b]
-        for i in range(32 * b, 32 * b + 32):
-            low = x[i] if x[i] < low else low
-            high = x[i] if x[i] > high else high
+        low, high = x[b, 0], x[b, 0]
+        for j in range(32):
+            low = x[b, j] if x[b, j] < low else low
+            high = x[b, j] if x[b, j] > high else high
         scale = (high - low) / np.float32(top)
         inverse = reciprocal(scale)
         d[b], m[b] = half_bits(scale), half_bits(low)
-        for i in range(32 * b, 32 * b + 32):
-            code = np.int32((x[i] - low) * inverse + np.float32(0.5))
-            flat[i] = np.uint8(min(np.int32(top), code))
+        for j in range(32):
+            code = np.int32((x[b, j] - low) * inverse + np.float32(0.5))
+            codes[b, j] = np.uint8(min(np.int32(top), code))
     return codes
 
 
 @compiled
 def pack_halves(codes, qs):
-    """Pack the low four bits of 32 codes a block: j in the low nibble, j + 16 in the high one."""
+    """Pack the low four bits of codes: the first half of each row low, the second half high."""
+    half = qs.shape[1]
     for b in range(len(codes)):
-        for j in range(16):
-            qs[b, j] = (codes[b, j] & 15) | (codes[b, j + 16] << 4)
+        for j in range(half):
+            qs[b, j] = (codes[b, j] & 15) | (codes[b, j + half] << 4)
 
 
 @compiled
@@ -240,8 +289,8 @@ def unpack_halves(qs, qh, d, m, offset, x):
         for j in range(16):
             low = np.int32(qs[b, j] & 15) | np.int32((fifth >> j) & 1) << 4
             high = np.int32(qs[b, j] >> 4) | np.int32((fifth >> (j + 16)) & 1) << 4
-            x[32 * b + j] = np.float32(low - np.int32(offset)) * scale + minimum
-            x[32 * b + j + 16] = np.float32(high - np.int32(offset)) * scale + minimum
+            x[b, j] = np.float32(low - np.int32(offset)) * scale + minimum
+            x[b, j + 16] = np.float32(high - np.int32(offset)) * scale + minimum
 
 
 @compiled
@@ -249,13 +298,13 @@ def encode_bytes(x, d, qs):
     """Fill the scales and the signed bytes of Q8_0."""
     for b in range(d.size):
         largest = np.float32(0)
-        for i in range(32 * b, 32 * b + 32):
-            largest = max(largest, abs(x[i]))
+        for j in range(32):
+            largest = max(largest, abs(x[b, j]))
         scale = largest / np.float32(127)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
         for j in range(32):
-            qs[b, j] = away(x[32 * b + j] * inverse)
+            qs[b, j] = away(x[b, j] * inverse)
 
 
 @compiled
@@ -264,4 +313,4 @@ def decode_bytes(d, qs, x):
     for b in range(d.size):
         scale = half_float(d[b])
         for j in range(32):
-            x[32 * b + j] = np.float32(qs[b, j]) * scale
+            x[b, j] = np.float32(qs[b, j]) * scale

@@ -65,7 +65,7 @@ class BlockExplorer(Widget):
         change = {"look": named[-1], **change} if named else change
         if "type" in change:  # another block: begin at the code of its first weight
             start = self.table["types"].get(change["type"], {"start": 0})["start"]
-            change = {"look": "byte", "byte": start, "weight": 0, **change}
+            change = {"type": "", "look": "byte", "byte": start, "weight": 0, **change}
         return super().checked(change)
 
     @property

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantlab.block import Block, Call, Method, second_moment
-from quantlab.data import check_tokens
-from quantlab.models.families import find_blocks, find_scalings, linears, resolve
+from quantlab.block import Block, Method, second_moment
+from quantlab.models.families import find_blocks, linears
 from quantlab.nn import QuantizedLinear
 from quantlab.report import LayerResult, Report
 from quantlab.resume import FinishedBlocks, run_key
 from quantlab.scheme import Scheme
 from quantlab.tensor import QuantizedTensor, check_weight, output_error, sqnr
-from quantlab.training import first
-
-BATCH = 8  # windows that pass through a block together
+from quantlab.walk import BATCH, walk
 
 
 @torch.no_grad()
@@ -32,7 +28,7 @@ def quantize_(
     scheme: Scheme,
     data: Tensor | None = None,
     *,
-    blocks: str | None = None,
+    blocks: str | Sequence[str] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> Report:
@@ -52,7 +48,7 @@ def quantize_(
         Bits 1..8.
     data : (samples, length) LongTensor, or None
         Calibration tokens. With them the Report holds each layer's output error.
-    blocks : dotted path of the model's list of blocks, or None
+    blocks : dotted path of the model's list of blocks, or the names of the blocks, or None
         For an architecture that ``families.py`` does not know.
     checkpoint : folder, or None
         Finished blocks are kept there; the same call, made again after the process was killed,
@@ -93,18 +89,16 @@ def quantize_(
         kept = FinishedBlocks(Path(checkpoint), run_key(model, method, scheme, data))
     model.eval()
     try:
-        size = getattr(method, "batch_size", BATCH)
-        calls = first_calls(model, found, data, size) if data is not None else []
-        float_calls = calls
-        for done, (name, module) in enumerate(found.items()):
+        walked = walk(
+            model,
+            found,
+            data,
+            batch_size=getattr(method, "batch_size", BATCH),
+            wants_targets=getattr(method, "wants_targets", False),
+        )
+        for done, block in enumerate(walked):
             show_progress(progress, done, len(found))
-            block = Block(module, linears(module), inputs=calls, name=name)
-            block.scalings = find_scalings(model)
-            if getattr(method, "wants_targets", False):
-                float_calls = add_targets_(block, float_calls)
             rows += quantize_block_(block, method, scheme, undo, kept)
-            if done + 1 < len(found):
-                calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
         show_progress(progress, len(found), len(found))
     except BaseException:  # also Ctrl-C: half a quantized model is nobody's wish
         for put_back in reversed(undo):
@@ -128,70 +122,6 @@ def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme) -> None:
                 scheme.group(linear.weight)
             except ValueError as error:
                 raise ValueError(f"{block_name}.{name}: {error}") from None
-
-
-class Recorder(nn.Module):
-    """Stands in for all blocks, and keeps what the first of them would have been called with."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["block"] = block  # not a child: the model must not see it twice
-        self.calls: list[Call] = []
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer for the block where a model asks its blocks for settings."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["block"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep the call and hand the hidden states on."""
-        self.calls.append((args, kwargs))
-        return args[0]
-
-
-@torch.no_grad()
-def first_calls(
-    model: nn.Module, blocks: Mapping[str, nn.Module], data: Tensor, batch_size: int = BATCH
-) -> list[Call]:
-    """Return the calls that reach the first block, one a batch of ``batch_size`` windows."""
-    names = list(blocks)
-    path = names[0].rpartition(".")[0]
-    parent_path, _, attribute = path.rpartition(".")
-    parent, whole = model.get_submodule(parent_path), resolve(model, path)
-    embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
-    check_tokens(data, embedding.num_embeddings if embedding else None)
-    recorder = Recorder(blocks[names[0]])
-    config: Any = getattr(model, "config", None)
-    caching = getattr(config, "use_cache", None)
-    setattr(parent, attribute, nn.ModuleList([recorder]))
-    try:
-        if caching:  # a recorded KV cache would grow at every replay of the call
-            config.use_cache = False
-        for batch in data.split(batch_size):
-            model(batch)
-    finally:
-        setattr(parent, attribute, whole)
-        if caching:
-            config.use_cache = caching
-    return recorder.calls
-
-
-def after(output: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the next block's positional arguments: the new hidden states, the rest unchanged."""
-    return (first(output), *args[1:])
-
-
-@torch.no_grad()
-def add_targets_(block: Block, float_calls: list[Call]) -> list[Call]:
-    """Give the block its float inputs and targets; return the float calls of the next block."""
-    outputs = [first(block.module(*args, **kwargs)) for args, kwargs in float_calls]
-    block.float_inputs, block.targets = float_calls, outputs
-    return [
-        (after(output, args), kwargs)
-        for output, (args, kwargs) in zip(outputs, float_calls, strict=True)
-    ]
 
 
 def keep(module: nn.Module) -> Callable[[], None]:

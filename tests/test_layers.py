@@ -10,7 +10,7 @@ ROWS = (
     ("scheme", "floats", "packing", "tensor", "factor", "native"),
     ("block", "training"),
     ("methods", "gguf", "kernels"),
-    ("nn", "models", "data", "report", "resume", "pipeline", "allocate", "evaluate", "checkpoint", "export"),
+    ("nn", "models", "data", "report", "resume", "walk", "pipeline", "allocate", "evaluate", "checkpoint", "export"),
     ("plot", "plot_*", "widgets", "quiz", "exercise*", "notebook", "show", "course", "doctor"),
     ("demo", "cli", "__init__", "__main__"),
 )

@@ -9,7 +9,8 @@ import quantlab as ql
 from quantlab.block import Block, second_moment
 from quantlab.models.families import find_blocks, linears
 from quantlab.nn import QuantizedLinear, weight_bytes
-from quantlab.pipeline import first_calls, quantize_
+from quantlab.pipeline import quantize_
+from quantlab.walk import first_calls
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_each_block_sees_what_the_quantized_blocks_before_it_produce(storyteller
 def test_a_report_s_output_error_is_the_mean_squared_error_of_the_layer(storyteller, data):
     model = copy.deepcopy(storyteller[0])
     layer = model.model.layers[0].self_attn.q_proj
-    calls = first_calls(model, find_blocks(model), data)
+    calls = first_calls(model, find_blocks(model), list(data.split(8)))
     report = quantize_(model, ql.RTN(), ql.Scheme(bits=3, group_size=64), data)
     norm, packed = model.model.layers[0].input_layernorm, model.model.layers[0].self_attn.q_proj
     x = torch.cat([norm(args[0]) for args, _ in calls]).flatten(0, 1).detach()

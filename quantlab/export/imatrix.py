@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from quantlab.block import Block
 from quantlab.block import imatrix as mean_squares
+from quantlab.data import check_tokens
 from quantlab.gguf.imatrix import Imatrix
 from quantlab.gguf.llama import gguf_name
 from quantlab.models.families import UnsupportedModelError, find_blocks, linears
 
+BATCH = 8  # windows a forward pass
 
-@torch.no_grad()
+
 def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> Imatrix:
     """Measure how large each input of each linear is, for a GGUF export.
 
@@ -37,7 +38,7 @@ def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> 
     Raises
     ------
     ValueError
-        If data is no token tensor.
+        If data is no tensor of the model's token ids.
     UnsupportedModelError
         If the model has no blocks at a known path, or linears that GGUF has no name for.
     CalibrationError
@@ -52,35 +53,33 @@ def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> 
     >>> matrix, matrix["blk.0.ffn_down.weight"].shape
     (Imatrix(28 tensors, 2 chunks of 64 tokens), (768,))
     """
-    found = find_blocks(model)
-    names = tensor_names(found)
+    layers = {
+        f"{path}.{key}": linear
+        for path, block in find_blocks(model).items()
+        for key, linear in linears(block).items()
+    }
+    names = {path: tensor_name(path) for path in layers}
+    embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    check_tokens(data, embedding.num_embeddings if embedding else None)
+    calls = [((batch,), {}) for batch in data.split(BATCH)]
     training = model.training
     model.eval()
-    sums = {}
     try:
-        calls = first_calls(model, found, data)
-        for path, module in found.items():
-            means = Block(module, linears(module), inputs=calls, name=path).collect(mean_squares)
-            sums |= {
-                names[f"{path}.{key}"]: (data.numel() * mean).cpu().numpy()
-                for key, mean in means.items()
-            }
-            calls = [(after(module(*args, **kwargs), args), kwargs) for args, kwargs in calls]
+        whole = Block(model, layers, inputs=calls, name=type(model).__name__)
+        means = whole.collect(mean_squares)
     finally:
         model.train(training)
-    counts = dict.fromkeys(sums, data.numel())
+    tokens = data.numel()
+    sums = {names[path]: (tokens * mean).cpu().numpy() for path, mean in means.items()}
+    counts = dict.fromkeys(sums, tokens)
     return Imatrix(sums, counts, datasets, chunk_count=len(data), chunk_size=data.shape[1])
 
 
-def tensor_names(blocks: dict[str, nn.Module]) -> dict[str, str]:
-    """Return GGUF's name of the weight of each linear, by its path in the model."""
-    names = {}
-    for path, module in blocks.items():
-        for key in linears(module):
-            name = gguf_name(f"{path}.{key}.weight")
-            if name is None:
-                raise UnsupportedModelError(
-                    f"{path}.{key} has no name in GGUF; models of the Llama kind have one"
-                )
-            names[f"{path}.{key}"] = name
-    return names
+def tensor_name(path: str) -> str:
+    """Return GGUF's name of the weight of a linear, from the linear's path in the model."""
+    name = gguf_name(f"{path}.weight")
+    if name is None:
+        raise UnsupportedModelError(
+            f"{path} has no name in GGUF; only a Llama's linears have one here"
+        )
+    return name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -51,20 +53,25 @@ FAMILIES = (
 )
 
 
-def find_blocks(model: nn.Module, path: str | None = None) -> dict[str, nn.Module]:
+def find_blocks(model: nn.Module, path: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return the model's blocks in order, by their full names.
 
     Parameters
     ----------
     model : nn.Module
-    path : dotted path of a ModuleList, or None
+    path : dotted path of a ModuleList or Sequential, names of blocks, or None
         For an architecture that is not in ``FAMILIES``.
 
     Raises
     ------
     UnsupportedModelError
-        If there is no list of blocks with linears at any known path.
+        If there is no list of blocks with linears at any known path, or no module of a given name.
     """
+    if path is not None and not isinstance(path, str):
+        return named_blocks(model, path)
+    if isinstance(sequence := resolve(model, path or ""), nn.Sequential):
+        children = [f"{path}.{name}" for name, m in sequence.named_children() if layers(m)]
+        return named_blocks(model, children)
     for candidate in [path] if path else [family.blocks for family in FAMILIES]:
         modules = resolve(model, candidate)
         if modules is not None and len(modules) and all(linears(block) for block in modules):
@@ -74,16 +81,37 @@ def find_blocks(model: nn.Module, path: str | None = None) -> dict[str, nn.Modul
     raise UnsupportedModelError(
         f"{type(model).__name__} has no blocks with linears at "
         f"{path or ', '.join(family.blocks for family in FAMILIES)}; {hint}. "
-        "Pass blocks='path.to.the.list' to quantize_"
+        "Pass blocks='path.to.the.list', or blocks=['name', 'name'] for blocks that lie anywhere"
     )
 
 
-def resolve(model: nn.Module, path: str) -> nn.ModuleList | None:
-    """Follow a dotted path; None if it does not end in a ModuleList."""
+def named_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the modules of these names, each with a layer that holds weights."""
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise UnsupportedModelError(f"{type(model).__name__} has no module {name!r}")
+        held = layers(modules[name])
+        if not held or "" in held:
+            what = "is itself a layer" if held else "holds no Linear or Conv2d"
+            raise UnsupportedModelError(f"{name!r} {what}; a block is a module around layers")
+    if not names:
+        raise UnsupportedModelError("blocks names no block; pass at least one")
+    return {name: modules[name] for name in names}
+
+
+def resolve(model: nn.Module, path: str) -> nn.ModuleList | nn.Sequential | None:
+    """Follow a dotted path; None if it does not end in a list of modules."""
     module: object = model
     for part in path.split("."):
         module = getattr(module, part, None)
-    return module if isinstance(module, nn.ModuleList) else None
+    return module if isinstance(module, nn.ModuleList | nn.Sequential) else None
+
+
+def layers(block: nn.Module, *, convolutions: bool = True) -> dict[str, Any]:
+    """Return the layers of a block that hold a weight matrix, by name ("" is the block itself)."""
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
+    return {name: m for name, m in block.named_modules() if isinstance(m, kinds)}
 
 
 def linears(block: nn.Module) -> dict[str, nn.Linear]:

@@ -101,7 +101,8 @@ class IQ4_XS(BlockType):
         low = blocks["scales_l"][..., groups // 2] >> groups % 2 * 4 & 15
         high = blocks["scales_h"][..., None] >> 2 * groups & 3
         multiples = (low | high << 4).astype(np.float32) - np.float32(32)
-        steps = blocks["d"].astype(np.float32)[..., None] * multiples
+        with np.errstate(invalid="ignore"):  # a damaged d stays what it is
+            steps = blocks["d"].astype(np.float32)[..., None] * multiples
         read_codes(blocks["qs"], steps, rows.reshape(*steps.shape, 32))
 
 

@@ -79,3 +79,77 @@ def quantize(row, name, importance=None):
     parts = [None if importance is None else importance[c : c + size] for c in cuts]
     joined = b"".join(encode(row[c : c + size], part) for c, part in zip(cuts, parts, strict=True))
     return np.frombuffer(joined, np.uint8)
+
+
+# ---------------------------------------------------------------- lattices, bit by bit
+
+
+def even(seven):
+    """Return eight signs: seven bits and one more that makes the number of ones even."""
+    return seven | (seven.bit_count() % 2) << 7
+
+
+def iq2_xxs(take, i):
+    g, k = i // 32, i // 8 % 4
+    word = 16 + 64 * g + 32
+    signs = even(take(word + 7 * k, 7))
+    return take(16 + 64 * g + 8 * k, 8), signs, (0.5 + take(word + 28, 4), 0.25)
+
+
+def iq2_xs(take, i):
+    at = 16 + 16 * (i // 8)
+    return take(at, 9), even(take(at + 9, 7)), (0.5 + take(8 * 66 + 4 * (i // 16), 4), 0.25)
+
+
+def iq2_s(take, i):
+    k = i // 8
+    index = take(16 + 8 * k, 8) + 256 * take(8 * 66 + 2 * k, 2)
+    return index, take(8 * 34 + 8 * k, 8), (0.5 + take(8 * 74 + 4 * (i // 16), 4), 0.25)
+
+
+def iq3_xxs(take, i):
+    word = 8 * 66 + 32 * (i // 32)
+    signs = even(take(word + 7 * (i // 8 % 4), 7))
+    return take(16 + 8 * (i // 4), 8), signs, (0.5 + take(word + 28, 4), 0.5)
+
+
+def iq3_s(take, i):
+    k = i // 4
+    index = take(16 + 8 * k, 8) + 256 * take(8 * 66 + k, 1)
+    return index, take(8 * 74 + 8 * (i // 8), 8), (1 + 2 * take(8 * 106 + 4 * (i // 32), 4),)
+
+
+def iq1_s(take, i):
+    k, word = i // 8, 8 * 34 + 16 * (i // 32)
+    index = take(16 + 8 * k, 8) + 256 * take(word + 3 * (k % 4), 3)
+    return index, take(word + 15, 1), (2 * take(word + 12, 3) + 1,)
+
+
+def iq1_m(take, i):
+    k, sixteen = i // 8, i // 16
+    index = take(8 * k, 8) + 256 * take(8 * 32 + 4 * k, 3)
+    s = take(8 * 48 + 16 * (sixteen // 4) + 3 * (sixteen % 4), 3)
+    return index, take(8 * 32 + 4 * k + 3, 1), (2 * s + 1,)
+
+
+def lattice_weights(block, name, points):
+    """Return the 256 weights of the bytes of one block, given the type's list of points."""
+    number = int.from_bytes(block, "little")
+
+    def take(at, bits):
+        return number >> at & (1 << bits) - 1
+
+    top = sum(take(8 * 48 + 16 * i + 12, 4) << 4 * i for i in range(4))
+    d = F(np.uint16(top if name == "IQ1_M" else take(0, 16)).view(np.float16))
+    weights = []
+    for i in range(256):
+        index, flags, factors = globals()[name.lower()](take, i)
+        step = d
+        for factor in factors:
+            step = step * F(factor)
+        value = F(points[index][i % len(points[index])])
+        if name.startswith("IQ1"):
+            weights.append(step * (value + (F(-0.125) if flags else F(0.125))))
+        else:
+            weights.append(-(step * value) if flags >> i % 8 & 1 else step * value)
+    return np.array(weights, np.float32)

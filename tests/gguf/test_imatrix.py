@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantlab as ql
@@ -102,6 +102,8 @@ def test_what_reaches_no_text_or_no_name_is_refused(story):
     model, data = story
     with pytest.raises(ValueError, match="pass token ids"):
         imatrix(model, data.float())
+    with pytest.raises(ValueError, match="token id 99999; the vocabulary is"):
+        imatrix(model, torch.full((1, 4), 99999))
     tiny = Llama(LlamaConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=32))
     tiny.model.layers[0].mlp.router = torch.nn.Linear(32, 4)
     with pytest.raises(
@@ -181,6 +183,7 @@ def test_the_bytes_of_a_file_are_those_of_llama_imatrix(tmp_path):
     assert (tmp_path / "m.gguf").read_bytes() == expected
 
 
+@settings(max_examples=30)  # each writes two files to the disk
 @given(
     sums=st.dictionaries(
         st.text(min_size=1, max_size=12),

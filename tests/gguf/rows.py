@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from quantlab.gguf import TYPES, quantize
+
 Rows = dict[str, np.ndarray]
 
 
@@ -87,3 +89,17 @@ def mixed_rows(rows: int, columns: int, seed: int) -> np.ndarray:
     x[kind == 5] *= np.exp2(rng.integers(-30, 6, (np.count_nonzero(kind == 5), 1), np.int8))
     x[:, 5::509] *= 30  # outliers
     return x
+
+
+def written_types() -> list[str]:
+    """Return the names of the types that can be quantized to, but for F32, which is a copy."""
+
+    def writes(name: str) -> bool:
+        size = TYPES[name].size
+        try:
+            quantize(np.zeros(size, np.float32), name, np.ones(size, np.float32))
+        except ValueError:
+            return False
+        return name != "F32"
+
+    return [name for name in TYPES if writes(name)]

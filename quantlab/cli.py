@@ -180,7 +180,9 @@ def quiz(options: argparse.Namespace) -> int:
 def quantize_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of ``quantlab quantize``."""
     command.add_argument("model", metavar="MODEL", help="storyteller, or a model folder")
-    command.add_argument("--method", default="gptq", help=f"one of {', '.join(find_methods())}")
+    command.add_argument(
+        "--method", help=f"one of {', '.join(find_methods())} (default: gptq; with GGUF: none)"
+    )
     command.add_argument("--bits", type=int, default=4, help="1 to 8 (default: 4)")
     command.add_argument(
         "--group-size", type=group_size, default=64, metavar="N", help="default: 64; row: whole row"
@@ -190,17 +192,49 @@ def quantize_arguments(command: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="such as damp=0.05"
     )
     command.add_argument("--calibration", type=Path, metavar="FILE", help="text; default: stories")
-    command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--format", choices=["folder", "gguf"], default="folder", help="default: %(default)s"
+    )
+    command.add_argument("--type", metavar="TYPE", help="of a GGUF file (default: Q4_K_M)")
+    command.add_argument(
+        "--imatrix", metavar="FILE", help="for GGUF: a file, auto (measure it) or none (default)"
+    )
+    command.add_argument("--out", required=True, metavar="PATH", help="a new folder, or FILE.gguf")
 
 
 def quantize(options: argparse.Namespace) -> int:
-    """Quantize a model and write it as a new folder, whole or not at all."""
+    """Quantize a model and write it as a new folder or a GGUF file, whole or not at all."""
+    if options.format == "gguf":
+        return quantize_gguf(options)
     from quantlab.checkpoint import quantize_checkpoint
 
-    method = make_method(options.method, options.option)
+    for name in ("type", "imatrix"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for GGUF files; add --format gguf")
+    method = make_method(options.method or "gptq", options.option)
     scheme = Scheme(options.bits, options.group_size, symmetric=not options.asymmetric)
     report = quantize_checkpoint(
         options.model, method, scheme, options.out, calibration=options.calibration
+    )
+    print(f"{report}\nwritten to {options.out}")
+    return 0
+
+
+def quantize_gguf(options: argparse.Namespace) -> int:
+    """Write a model as a GGUF file, as llama-quantize does or by a method of ours."""
+    from quantlab.export.gguf_convert import convert_to_gguf
+
+    method = make_method(options.method, options.option) if options.method else None
+    if method is None and (options.bits, options.asymmetric, options.option) != (4, False, []):
+        raise ValueError("--bits, --asymmetric and --option are a method's; add --method")
+    report = convert_to_gguf(
+        options.model,
+        options.out,
+        options.type,
+        imatrix=options.imatrix or "none",
+        calibration=options.calibration,
+        method=method,
+        scheme=Scheme(options.bits, options.group_size, symmetric=not options.asymmetric),
     )
     print(f"{report}\nwritten to {options.out}")
     return 0

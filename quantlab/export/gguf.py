@@ -20,6 +20,7 @@ from quantlab.export.gguf_report import GGUFReport, GGUFRow
 from quantlab.gguf.block_type import Bytes, Floats
 from quantlab.gguf.codec import TYPES, check_imatrix, quantize
 from quantlab.gguf.grids import Grid
+from quantlab.gguf.imatrix import Imatrix
 from quantlab.gguf.llama import NAME, Architecture, model_name, to_pairs
 from quantlab.gguf.mixes import PRESETS, Sizes, find_preset, fitting_type, is_quantized, wanted_type
 from quantlab.gguf.vocabulary import no_vocabulary, vocabulary_metadata
@@ -38,7 +39,7 @@ def export_gguf(
     model: nn.Module,
     path: str | Path,
     preset: str = "Q4_K_M",
-    imatrix: Mapping[str, ArrayLike] | None = None,
+    imatrix: Mapping[str, ArrayLike] | str | Path | None = None,
     *,
     tokenizer: Any = None,
     name: str | None = None,
@@ -58,7 +59,7 @@ def export_gguf(
         As llama-quantize names them: Q4_K_M, Q8_0, F16 and so on; "MXFP4" is our own mix.
         "same" rounds nothing: codes of quantized layers are kept, floats stored as F16 or BF16
         where that loses nothing, else as F32.
-    imatrix : mapping of GGUF tensor name to (columns,) floats, optional
+    imatrix : mapping of GGUF tensor name to (columns,) floats, or path of its file, optional
         E[x_j^2] of each input; see ``ql.imatrix``.
     tokenizer : optional
         What ``ql.load`` gave with the model, a ``tokenizers.Tokenizer``, or one of transformers.
@@ -94,6 +95,8 @@ def export_gguf(
     (8.51, {})
     """
     started = time.perf_counter()
+    if isinstance(imatrix, (str, Path)):
+        imatrix = Imatrix.load(imatrix)
     architecture, parts = take_apart(model)
     mix = Mix.named(preset, architecture, imatrix is not None, requantize)
     importance = dict(imatrix or {})
@@ -103,7 +106,7 @@ def export_gguf(
     if strict:
         check_strict(rows)
     metadata = {"general.architecture": NAME, "general.name": name or Path(path).stem}
-    metadata |= mix.metadata(rows, importance) | architecture.metadata()
+    metadata |= mix.metadata() | describe_imatrix(imatrix) | architecture.metadata()
     metadata |= describe_tokenizer(tokenizer, model, architecture.vocabulary)
     tensors = {job.row.name: Raw(job.row.type, job.data, job.row.shape) for job in jobs}
     write(path, tensors, metadata)
@@ -143,13 +146,11 @@ class Mix:
             return PRESETS[self.name].base
         return Counter(row.type for row in rows if len(row.shape) == 2).most_common(1)[0][0]
 
-    def metadata(self, rows: list[GGUFRow], importance: Mapping[str, Any]) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what the file says about its quantization."""
         found: dict[str, Any] = {"general.quantization_version": QUANTIZATION_VERSION}
         if self.sizes is not None:
             found["general.file_type"] = PRESETS[self.name].file_type
-        if self.weighted:
-            found["quantize.imatrix.entries_count"] = len(importance)
         return found
 
 
@@ -244,6 +245,16 @@ def check_names(importance: Mapping[str, Any], parts: Mapping[str, Part]) -> Non
             f"the imatrix has no entry for this model; it has {min(importance)}, and the model "
             f"has {next(iter(parts))}"
         )
+
+
+def describe_imatrix(imatrix: Mapping[str, ArrayLike] | None) -> dict[str, Any]:
+    """Return what the file says about the imatrix that was used, in llama-quantize's words."""
+    if imatrix is None:
+        return {}
+    found: dict[str, Any] = {"entries_count": len(imatrix)}
+    if isinstance(imatrix, Imatrix):
+        found |= {"chunks_count": imatrix.chunk_count, "dataset": ", ".join(imatrix.datasets)}
+    return {f"quantize.imatrix.{key}": value for key, value in found.items() if value != ""}
 
 
 def check_strict(rows: list[GGUFRow]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,27 +80,63 @@ def quantize_(
     >>> round(report.bits_per_weight, 2), len(report.rows)
     (4.25, 28)
     """
+    started = time.perf_counter()
+    rows = replace_layers_(
+        model, method, scheme, data, blocks=blocks, checkpoint=checkpoint, progress=progress
+    )
+    seconds = time.perf_counter() - started
+    return Report(tuple(rows), left_in_float(model), type(method).__name__, seconds)
+
+
+Store = Callable[[Any, QuantizedTensor], nn.Module]  # (float layer, its result) -> replacement
+
+
+def packed(linear: nn.Linear, tensor: QuantizedTensor) -> QuantizedLinear:
+    """Return the layer that holds the result in packed form."""
+    return QuantizedLinear(tensor.pack(), linear.bias)
+
+
+@torch.no_grad()
+def replace_layers_(
+    model: nn.Module,
+    method: Method,
+    scheme: Scheme,
+    data: Tensor | None,
+    *,
+    blocks: str | Sequence[str] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    store: Store = packed,
+    convolutions: bool = False,
+) -> list[LayerResult]:
+    """Replace every layer that the method quantizes by what ``store`` makes of the result.
+
+    The walk behind ``quantize_`` and ``QuantSim.apply``: all of it, or the model is put back.
+    """
     if isinstance(method, type) or not isinstance(method, Method):
         raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
     found = find_blocks(model, blocks)
     check_layers(found, scheme)
-    started, rows, undo = time.perf_counter(), [], []
-    training = model.training
+    rows: list[LayerResult] = []
+    undo: list[Callable[[], None]] = []
     kept = None
     if checkpoint is not None:
         kept = FinishedBlocks(Path(checkpoint), run_key(model, method, scheme, data))
+    walked = walk(
+        model,
+        found,
+        data,
+        batch_size=getattr(method, "batch_size", BATCH),
+        wants_targets=getattr(method, "wants_targets", False),
+        convolutions=convolutions and getattr(method, "convolutions", False),
+    )
+    training = model.training
     model.eval()
     try:
-        walked = walk(
-            model,
-            found,
-            data,
-            batch_size=getattr(method, "batch_size", BATCH),
-            wants_targets=getattr(method, "wants_targets", False),
-        )
         for done, block in enumerate(walked):
             show_progress(progress, done, len(found))
-            rows += quantize_block_(block, method, scheme, undo, kept)
+            quantized, seconds = quantize_block(block, method, scheme, undo, kept)
+            rows += replace_block_(block, quantized, seconds, store, undo)
         show_progress(progress, len(found), len(found))
     except BaseException:  # also Ctrl-C: half a quantized model is nobody's wish
         for put_back in reversed(undo):
@@ -106,9 +144,7 @@ def quantize_(
         raise
     finally:
         model.train(training)
-    return Report(
-        tuple(rows), left_in_float(model), type(method).__name__, time.perf_counter() - started
-    )
+    return rows
 
 
 def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme) -> None:
@@ -135,15 +171,14 @@ def keep(module: nn.Module) -> Callable[[], None]:
     return put_back
 
 
-@torch.no_grad()
-def quantize_block_(
+def quantize_block(
     block: Block,
     method: Method,
     scheme: Scheme,
     undo: list[Callable[[], None]],
-    kept: FinishedBlocks | None = None,
-) -> list[LayerResult]:
-    """Quantize one block's linears in place, note how to undo it, and return a result for each."""
+    kept: FinishedBlocks | None,
+) -> tuple[dict[str, QuantizedTensor], float]:
+    """Return a block's results, from disk if they lie there, and the seconds they took."""
     folds = getattr(method, "folds", False)
     if folds:
         undo.append(keep(block.module))
@@ -153,32 +188,41 @@ def quantize_block_(
         quantized = method.quantize_block(block, scheme)
         if kept:
             kept.save(block, quantized, folds=folds)
-    seconds = (time.perf_counter() - started) / max(1, len(quantized))
-    moments = block.collect(second_moment) if block.inputs else {}
+    return quantized, time.perf_counter() - started
+
+
+def replace_block_(
+    block: Block,
+    quantized: Mapping[str, QuantizedTensor],
+    seconds: float,
+    store: Store,
+    undo: list[Callable[[], None]],
+) -> list[LayerResult]:
+    """Replace a block's layers, note how to undo it, and return a result for each."""
+    matrices = all(isinstance(layer, nn.Linear) for layer in block.linears.values())
+    moments = block.collect(second_moment) if block.inputs and matrices else {}
     rows = []
     for name, tensor in quantized.items():
-        linear = block.linears[name]
-        layer = QuantizedLinear(tensor.pack(), linear.bias)
-        rows.append(
-            measure(f"{block.name}.{name}", linear, layer, tensor, moments.get(name), seconds)
-        )
+        layer = block.linears[name]
+        replacement = store(layer, tensor)
+        row = measure(f"{block.name}.{name}", layer, replacement, tensor, moments.get(name))
+        rows.append(replace(row, seconds=seconds / len(quantized)))
         parent_path, _, attribute = name.rpartition(".")
         parent = block.module.get_submodule(parent_path)
-        undo.append(partial(setattr, parent, attribute, linear))
-        setattr(parent, attribute, layer)
+        undo.append(partial(setattr, parent, attribute, layer))
+        setattr(parent, attribute, replacement)
     return rows
 
 
 def measure(
     name: str,
-    linear: nn.Linear,
-    layer: QuantizedLinear,
+    layer: nn.Module,
+    replacement: nn.Module,
     tensor: QuantizedTensor,
     moment: Tensor | None,
-    seconds: float,
 ) -> LayerResult:
     """Compare what is stored with the float weight."""
-    weight, stored = linear.weight.detach().float(), layer.packed.dequantize()
+    weight, stored = matrix(layer), matrix(replacement)
     error = None
     if moment is not None:
         signal = output_error(torch.zeros_like(weight), weight, moment)
@@ -187,12 +231,21 @@ def measure(
         name=name,
         scheme=str(tensor.scheme),
         weights=weight.numel(),
-        nbytes=layer.packed.nbytes,
+        nbytes=tensor.nbytes,
         sqnr=sqnr(weight, stored),
         output_error=error,
-        seconds=seconds,
+        seconds=0.0,
         notes=tensor.notes,
     )
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as a float (out, in) matrix."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.packed.dequantize()
+    weight = layer.weight
+    assert isinstance(weight, Tensor)  # for the type checker
+    return weight.detach().float().flatten(1)
 
 
 def left_in_float(model: nn.Module) -> dict[str, str]:

@@ -18,6 +18,7 @@ ROWS = (
         "resume",
         "walk",
         "pipeline",
+        "sim",
         "allocate",
         "evaluate",
         "checkpoint",

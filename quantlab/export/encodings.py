@@ -109,8 +109,8 @@ def write_encodings(path: str | Path, encodings: Mapping[str, Encoding], version
     for name, one in encodings.items():
         if one.symmetric and (one.scale < 0).any():
             raise ValueError(
-                f"{name} has a scale of {one.scale.min().item():g}, and a symmetric encoding has none "
-                "below 0; apply a method whose scales stay positive, such as AdaScale"
+                f"{name} has a scale of {one.scale.min().item():g}, and a symmetric encoding has "
+                "none below 0; apply a method whose scales stay positive, such as AdaScale"
             )
     write = {"0.6.1": entry_0_6_1, "1.0.0": entry_1_0_0}.get(version)
     top: dict[str, Any] = {"version": version, "producer": producer()}

@@ -65,9 +65,8 @@ class SimulatedLayer(nn.Module):
 
     Attributes
     ----------
-    float_layer : nn.Linear or nn.Conv2d
-        As it was in the model.
-    layer : the same with quantized weights
+    layer : nn.Linear or nn.Conv2d
+        With quantized weights.
     weight_encoding : Encoding
     """
 
@@ -75,10 +74,15 @@ class SimulatedLayer(nn.Module):
         self, float_layer: nn.Module, layer: nn.Module, encoding: Encoding, scheme: Scheme | None
     ) -> None:
         super().__init__()
-        self.__dict__["float_layer"] = float_layer  # not a child: it is no part of the simulation
+        self.kept = (float_layer,)  # in a tuple, so that it is no child: no part of the simulation
         self.layer, self.weight_encoding = layer, encoding
         self.input = Quantizer(scheme) if scheme else None
         self.output = Quantizer(scheme) if scheme else None
+
+    @property
+    def float_layer(self) -> nn.Module:
+        """The layer as it was in the model."""
+        return self.kept[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer between its quantizers."""

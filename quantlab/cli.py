@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import json
 import os
 import pkgutil
 import sys
@@ -258,6 +259,29 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def inspect_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``quantlab inspect``."""
+    command.add_argument("file", metavar="FILE", help="GGUF, safetensors, or a folder with one")
+    command.add_argument("--json", action="store_true", help="everything, for programs")
+    command.add_argument("--histogram", metavar="TENSOR", help="how its weights spread")
+    command.add_argument("--bins", type=int, default=20, metavar="N", help="default: %(default)s")
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Show metadata, tensors and real bits per weight of a model file, without loading it."""
+    from quantlab.inspect_file import inspect_file
+
+    found = inspect_file(options.file)
+    name = options.histogram
+    bars = None if name is None else found.histogram(name, options.bins)
+    if options.json:
+        extra = {"histogram": dataclasses.asdict(bars)} if bars else {}
+        print(json.dumps(found.to_dict() | extra, indent=1))
+    else:
+        print(bars or found)
+    return 0
+
+
 def group_size(text: str) -> int | None:
     """Read ``--group-size``: a number, or ``row`` for one scale per row."""
     return None if text == "row" else int(text)
@@ -319,6 +343,7 @@ COMMANDS: dict[str, Command] = {
     "course": (course, course_arguments),
     "quantize": (quantize, quantize_arguments),
     "evaluate": (evaluate, evaluate_arguments),
+    "inspect": (inspect, inspect_arguments),
     "quiz": (quiz, quiz_arguments),
 }
 

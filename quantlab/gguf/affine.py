@@ -44,11 +44,11 @@ def affine(x, w, top, first, step, last, absolute):
     the largest weight and base the best lower end so far; least squares then gives scale and lower
     end. The error compared is squared, or absolute. ``minimum`` is minus the lower end.
     """
-    blocks, n = x.shape
+    blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, minimum = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     inverse, base = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     t = np.empty(TILE, np.float32)
-    for start in range(0, blocks, LANES):
+    for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)
         load(w, start, t, W)
         affine_start(t, n, np.int32(top), absolute)

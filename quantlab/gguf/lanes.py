@@ -11,8 +11,8 @@ import numpy as np
 
 from quantlab.native import compiled
 
-LANES = 32
-LONGEST = 32  # weights of a block
+LANES = np.uintp(32)  # unsigned, like all places: a signed index is tested for < 0 each time
+LONGEST = np.uintp(32)  # weights of a block
 TINY = np.float32(1e-15)  # a block whose largest weight is below gets scale 0
 ZERO, ONE, TENTH = np.float32(0), np.float32(1), np.float32(0.1)
 INFINITE = np.float32(np.inf)
@@ -20,11 +20,11 @@ MAGIC = np.float32(3 << 22)  # adding it moves a float's integer part to the end
 MANTISSA, MIDDLE = np.int32((1 << 23) - 1), np.int32(1 << 22)
 
 # Places of the rows in a tile: numbers of a block, then its weights, importances and codes.
-HIGH, LOW, SCALE, INVERSE, BASE, BEST = (LANES * row for row in range(6))
-TRY, TRY_SCALE, TRY_LOW, TRY_ERROR = (LANES * row for row in range(6, 10))
-SW, SX, SL, SLL, SLX, CHANGED = (LANES * row for row in range(10, 16))
-X, W, L = (LANES * (16 + LONGEST * k) for k in range(3))
-TILE = LANES * (16 + LONGEST * 3)
+HIGH, LOW, SCALE, INVERSE, BASE, BEST = (LANES * np.uintp(row) for row in range(6))
+TRY, TRY_SCALE, TRY_LOW, TRY_ERROR = (LANES * np.uintp(row) for row in range(6, 10))
+SW, SX, SL, SLL, SLX, CHANGED = (LANES * np.uintp(row) for row in range(10, 16))
+X, W, L = (LANES * np.uintp(16 + 32 * k) for k in range(3))
+TILE = int(LANES) * (16 + 32 * 3)
 
 
 @compiled
@@ -44,8 +44,8 @@ def clipped(v, low, high):
 @compiled
 def load(x, start, tile, place):
     """Copy the blocks from ``start`` on into the lanes of a tile; lanes without one get zeros."""
-    count = min(LANES, x.shape[0] - start)
-    for i in range(x.shape[1]):
+    count = min(LANES, np.uintp(x.shape[0]) - start)
+    for i in range(np.uintp(x.shape[1])):
         at = place + i * LANES
         for j in range(LANES):
             tile[at + j] = ZERO
@@ -56,15 +56,15 @@ def load(x, start, tile, place):
 @compiled
 def store(tile, place, start, out):
     """Copy a row of a tile to the blocks from ``start`` on."""
-    for j in range(min(LANES, out.shape[0] - start)):
+    for j in range(min(LANES, np.uintp(out.shape[0]) - start)):
         out[start + j] = tile[place + j]
 
 
 @compiled
 def store_codes(tile, start, out):
     """Copy the codes of a tile to the blocks from ``start`` on."""
-    for j in range(min(LANES, out.shape[0] - start)):
-        for i in range(out.shape[1]):
+    for j in range(min(LANES, np.uintp(out.shape[0]) - start)):
+        for i in range(np.uintp(out.shape[1])):
             out[start + j, i] = np.uint8(tile[L + i * LANES + j])
 
 

@@ -62,16 +62,17 @@ def symmetric(x, w, half):
     A candidate is an inverse: l = round(inverse x); its best scale is A/B, A = sum (w x) l and
     B = sum (w l) l, which leaves the error sum w x x - A A/B. The inverse is 0 if all codes are.
     """
-    blocks, n = x.shape
+    blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, inverse = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     t = np.empty(TILE, np.float32)
-    for start in range(0, blocks, LANES):
+    for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)
         load(w, start, t, W)
         find_extremes(t, n)
         for j in range(LANES):
             t[SCALE + j] = ZERO
-            t[BEST + j] = ZERO
+            t[BEST + j] = -ONE
+            t[INVERSE + j] = np.float32(-half) / t[HIGH + j]
         for k in range(19):
             symmetric_candidate(t, n, half, k)
         for j in range(LANES):
@@ -92,10 +93,11 @@ def symmetric_candidate(t, n, half, k):
     product_sums(t, n, np.int32(-half), np.int32(half - 1))
     for j in range(LANES):
         a, b = t[SLX + j], t[SLL + j]
-        better = (b > ZERO) & ((a * a > t[BEST + j] * b) | (k == 0))
-        t[SCALE + j] = a / b if better else t[SCALE + j]
-        t[BEST + j] = a / b * a if better else t[BEST + j]
-        t[INVERSE + j] = t[TRY + j] if better | (k == 0) else t[INVERSE + j]
+        scale, best = t[SCALE + j], t[BEST + j]
+        better = (b > ZERO) & (a * a > best * b)
+        t[SCALE + j] = a / b if better else scale
+        t[BEST + j] = a / b * a if better else max(best, ZERO)  # below 0 only before the first
+        t[INVERSE + j] = t[TRY + j] if better else t[INVERSE + j]
 
 
 @compiled
@@ -112,15 +114,15 @@ def symmetric_codes(x, inverse, half):
 
 @compiled
 def coordinate(x):
-    """Search the scale and codes of (blocks, n) weights on the grid -4..3: scale, codes + 4.
+    """Search the scale and codes of (blocks, 16) weights on the grid -4..3: scale, codes + 4.
 
     The weight of an error is x x. Starting from -4 / extreme, each code in turn moves to where
     the others' scale puts it, if that helps; at most five rounds.
     """
-    blocks, n = x.shape
+    blocks, n = np.uintp(x.shape[0]), np.uintp(16)
     scale, codes = np.empty(blocks, np.float32), np.empty(x.shape, np.uint8)
     t = np.empty(TILE, np.float32)
-    for start in range(0, blocks, LANES):
+    for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)
         for k in range(n * LANES):
             t[W + k] = t[X + k] * t[X + k]
@@ -147,11 +149,11 @@ def positive(x, w, top):
 
     First the best of nine inverses by error, then code by code as in ``coordinate``.
     """
-    blocks, n = x.shape
+    blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, codes = np.empty(blocks, np.float32), np.empty(x.shape, np.uint8)
     t = np.empty(TILE, np.float32)
     low, high = -MIDDLE, np.int32(top)
-    for start in range(0, blocks, LANES):
+    for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)
         load(w, start, t, W)
         for j in range(LANES):

@@ -7,7 +7,6 @@ import numpy as np
 from quantlab.gguf.block_type import Blocks, BlockType, Floats
 from quantlab.gguf.rounding import (
     HALF_OVERFLOW,
-    away,
     below,
     bits,
     half_bits,
@@ -39,7 +38,7 @@ class TQ1_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Round to trits; write each byte's five as one fraction."""
         flat = blocks.reshape(-1)
-        pack_base3(trits(rows.reshape(-1), cls.size, bits(flat["d"])), flat["qs"])
+        pack_base3(trits(rows.reshape(-1, cls.size), bits(flat["d"])), flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -68,7 +67,7 @@ class TQ2_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Round to trits, four a byte from four quarters."""
         flat = blocks.reshape(-1)
-        pack_pairs(trits(rows.reshape(-1), cls.size, bits(flat["d"])), 32, flat["qs"])
+        pack_pairs(trits(rows.reshape(-1, cls.size), bits(flat["d"])), 32, flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -97,7 +96,7 @@ class Q2_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Round to trits, four neighbors a byte."""
         flat = blocks.reshape(-1)
-        pack_pairs(trits(rows.reshape(-1), cls.size, bits(flat["d"])), 1, flat["qs"])
+        pack_pairs(trits(rows.reshape(-1, cls.size), bits(flat["d"])), 1, flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -134,33 +133,34 @@ class Q1_0(BlockType):
 
 
 @compiled
-def trits(x, size, d):
-    """Fill the scales and return codes 0, 1, 2 of blocks of ``size`` weights, flat."""
-    codes = np.empty(x.size, np.uint8)
+def trits(x, d):
+    """Fill the scales and return the codes 0, 1, 2 of (blocks, size) weights."""
+    codes = np.empty(x.shape, np.uint8)
     words = x.view(np.int32)
     for b in range(d.size):
         largest = np.int32(0)  # sizes of floats have the order of their bits
-        for i in range(size * b, size * b + size):
-            largest = max(largest, np.int32(words[i] & np.int32(0x7FFFFFFF)))
+        for j in range(x.shape[1]):
+            largest = max(largest, np.int32(words[b, j] & np.int32(0x7FFFFFFF)))
         scale = np.int32(largest).view(np.float32)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
-        for i in range(size * b, size * b + size):
-            codes[i] = np.uint8(np.int32(away(x[i] * inverse) + np.int32(1)))
+        for j in range(x.shape[1]):
+            ratio = x[b, j] * inverse  # from -1 to 1
+            code = np.uint8(ratio > np.float32(-0.5)) + np.uint8(ratio >= np.float32(0.5))
+            codes[b, j] = np.uint8(code)
     return codes
 
 
 @compiled
 def pack_pairs(codes, step, qs):
     """Pack four codes of two bits a byte: weights ``step`` apart, lowest first."""
-    count = qs.shape[1]
     for b in range(len(qs)):
-        for start in range(0, count, step):
-            at = 4 * (count * b + start)
+        for start in range(0, qs.shape[1], step):
+            at = 4 * start
             for j in range(step):
-                pair = codes[at + j] | (codes[at + j + step] << 2)
-                pair |= codes[at + j + 2 * step] << 4
-                qs[b, start + j] = pair | (codes[at + j + 3 * step] << 6)
+                pair = codes[b, at + j] | (codes[b, at + j + step] << 2)
+                pair |= codes[b, at + j + 2 * step] << 4
+                qs[b, start + j] = pair | (codes[b, at + j + 3 * step] << 6)
 
 
 @compiled
@@ -195,7 +195,7 @@ def pack_base3(codes, qs):
             first, step, count = base3_place(j)
             q = 0
             for t in range(count):
-                q = 3 * q + codes[256 * b + first + step * t]
+                q = 3 * q + codes[b, first + step * t]
             q *= 3 ** (5 - count)
             qs[b, j] = (256 * q + 242) // 243
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "quantlab"
 ROWS = (
-    ("scheme", "floats", "packing", "tensor", "factor", "native"),
+    ("scheme", "floats", "packing", "tensor", "factor", "native", "grid_search"),
     ("block", "training"),
     ("methods", "gguf", "kernels"),
     (

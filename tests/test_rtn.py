@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantlab.block import Block
-from quantlab.methods.rtn import FACTORS, RTN, candidates, rtn
+from quantlab.grid_search import FACTORS, candidates
+from quantlab.methods.rtn import RTN, rtn
 from quantlab.scheme import Scheme
 from quantlab.tensor import CalibrationError
 
@@ -136,7 +137,7 @@ def test_an_imatrix_of_zeros_keeps_the_unclipped_grid():
 def test_rows_are_searched_independently_however_they_are_chunked(monkeypatch):
     weight, scheme = matrix(9), Scheme(3, 32)
     whole = rtn(weight, scheme, clip="mse")
-    monkeypatch.setitem(rtn.__globals__, "CHUNK", 2 * 96)
+    monkeypatch.setattr("quantlab.grid_search.CHUNK", 2 * 96)
     assert rtn(weight, scheme, clip="mse").scale.equal(whole.scale)
     assert rtn(weight[4:5], scheme, clip="mse").scale.equal(whole.scale[4:5])
 

@@ -233,7 +233,7 @@ def read_encodings(path: str | Path) -> dict[str, Encoding]:
 def entries(top: dict[str, Any], version: str) -> Sequence[tuple[str, Kind, Any]]:
     """Return (name, kind, entry) of everything in the file."""
     if version == "2.0.0":
-        return [(entry["name"], kind_2_0_0(entry), entry) for entry in top["encodings"]]
+        return [(str(one["name"]), kind_2_0_0(one), one) for one in top["encodings"]]
     found: list[tuple[str, Kind, Any]] = []
     kinds: tuple[tuple[str, Kind], ...] = (
         ("activation_encodings", "activation"),
@@ -242,7 +242,8 @@ def entries(top: dict[str, Any], version: str) -> Sequence[tuple[str, Kind, Any]
     for key, kind in kinds:
         part = top[key]
         pairs = part.items() if isinstance(part, dict) else [(one["name"], one) for one in part]
-        found += [(name, kind, entry) for name, entry in pairs]
+        for name, entry in pairs:
+            found.append((str(name), kind, entry))
     return found
 
 

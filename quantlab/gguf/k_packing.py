@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from quantlab.gguf.block_type import Bytes
 from quantlab.native import compiled
 
+# uint8 shifts: a plain 4 makes the type checker see wider integers than NumPy gives
+EIGHT = np.arange(8, dtype=np.uint8)
+
 
 def pack_nibbles(codes: Bytes) -> Bytes:
     """Pack codes (blocks, 256) of four bits: of each 64 the first 32 low, the next 32 high."""
@@ -32,7 +35,11 @@ def pack_quarters(codes: Bytes) -> Bytes:
 
 def pack_bits(bits: Bytes) -> Bytes:
     """Pack bits (blocks, 256), 0 or 1: bit g of byte j is element 32 g + j."""
-    return np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+    planes = bits.reshape(-1, 8, 32)
+    packed = planes[:, 0].copy()
+    for g in range(1, 8):
+        packed |= planes[:, g] << EIGHT[g]
+    return packed
 
 
 def pack_six_pairs(ls: Bytes, lm: Bytes) -> Bytes:

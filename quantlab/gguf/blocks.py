@@ -215,7 +215,7 @@ def round_signed(x, half, d):
     for b in range(d.size):
         # As integers, the bits of positive floats have their order; flipped signs for the others.
         high, low = np.int32(0), np.int32(0)
-        for j in range(32):
+        for j in range(x.shape[1]):
             high = max(high, words[b, j])
             low = max(low, np.int32(words[b, j] ^ np.int32(-(2**31))))
         extreme = np.int32(high).view(np.float32)
@@ -224,7 +224,7 @@ def round_signed(x, half, d):
         scale = extreme / np.float32(-half)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
-        for j in range(32):
+        for j in range(x.shape[1]):
             codes[b, j] = np.uint8(min(top, np.int32(x[b, j] * inverse + shift)))
     return codes
 
@@ -232,7 +232,7 @@ def round_signed(x, half, d):
 @compiled
 def first_is_negative(x, b, size):
     """Tell whether the first weight of row b that is ``size`` or ``-size`` is negative."""
-    for j in range(32):
+    for j in range(x.shape[1]):
         if abs(x[b, j]) == size:
             return x[b, j] < np.float32(0)
     return False
@@ -242,18 +242,40 @@ def first_is_negative(x, b, size):
 def round_affine(x, top, d, m):
     """Spread the codes 0..top from the least to the largest weight: codes, one row a block."""
     codes = np.empty(x.shape, np.uint8)
+    words = x.view(np.int32)
     for b in range(d.size):
-        low, high = x[b, 0], x[b, 0]
-        for j in range(32):
-            low = x[b, j] if x[b, j] < low else low
-            high = x[b, j] if x[b, j] > high else high
+        # Bits of floats, those of negative ones flipped, are integers in the floats' order.
+        least, most = np.int32(2**31 - 1), np.int32(-(2**31))
+        for j in range(x.shape[1]):
+            flip = np.int32(np.int32(words[b, j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+            key = np.int32(words[b, j] ^ flip)
+            least, most = min(least, key), max(most, key)
+        low, high = ordered_float(least), ordered_float(most)
+        if low == np.float32(0):
+            low = first_zero(x, b)
         scale = (high - low) / np.float32(top)
         inverse = reciprocal(scale)
         d[b], m[b] = half_bits(scale), half_bits(low)
-        for j in range(32):
+        for j in range(x.shape[1]):
             code = np.int32((x[b, j] - low) * inverse + np.float32(0.5))
             codes[b, j] = np.uint8(min(np.int32(top), code))
     return codes
+
+
+@compiled
+def ordered_float(key):
+    """Return the float of an integer key of ``round_affine``."""
+    flip = np.int32(np.int32(key >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    return np.int32(key ^ flip).view(np.float32)
+
+
+@compiled
+def first_zero(x, b):
+    """Return the first zero of row b, with its sign: the minimum stored is that one."""
+    for j in range(x.shape[1]):
+        if x[b, j] == np.float32(0):
+            return x[b, j]
+    return np.float32(0)
 
 
 @compiled
@@ -298,12 +320,12 @@ def encode_bytes(x, d, qs):
     """Fill the scales and the signed bytes of Q8_0."""
     for b in range(d.size):
         largest = np.float32(0)
-        for j in range(32):
+        for j in range(x.shape[1]):
             largest = max(largest, abs(x[b, j]))
         scale = largest / np.float32(127)
         inverse = reciprocal(scale)
         d[b] = half_bits(scale)
-        for j in range(32):
+        for j in range(x.shape[1]):
             qs[b, j] = away(x[b, j] * inverse)
 
 
@@ -312,5 +334,5 @@ def decode_bytes(d, qs, x):
     """Fill x with q d."""
     for b in range(d.size):
         scale = half_float(d[b])
-        for j in range(32):
+        for j in range(x.shape[1]):
             x[b, j] = np.float32(qs[b, j]) * scale

@@ -5,44 +5,44 @@ Encoding spends its time in the searches, so packing may be plain; decoding is n
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.gguf.block_type import Bytes
 from quantlab.native import compiled
 
-# uint8 shifts: a plain 4 makes the type checker see wider integers than NumPy gives
-EIGHT = np.arange(8, dtype=np.uint8)
+Integers = NDArray[Any]  # uint8; operators with Python numbers lose that in the annotations
 
 
-def pack_nibbles(codes: Bytes) -> Bytes:
+def pack_nibbles(codes: Integers) -> Integers:
     """Pack codes (blocks, 256) of four bits: of each 64 the first 32 low, the next 32 high."""
     pairs = codes.reshape(-1, 4, 2, 32)
     return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
 
 
-def pack_far_nibbles(codes: Bytes) -> Bytes:
+def pack_far_nibbles(codes: Integers) -> Integers:
     """Pack codes (blocks, 256) of four bits: of each 128 the first 64 low, the next 64 high."""
     pairs = codes.reshape(-1, 2, 2, 64)
     return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
 
 
-def pack_quarters(codes: Bytes) -> Bytes:
+def pack_quarters(codes: Integers) -> Integers:
     """Pack codes (blocks, 256) of two bits: byte l of each 128 holds l, l+32, l+64, l+96."""
     q = codes.reshape(-1, 2, 4, 32)
     return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64)
 
 
-def pack_bits(bits: Bytes) -> Bytes:
+def pack_bits(bits: Integers) -> Integers:
     """Pack bits (blocks, 256), 0 or 1: bit g of byte j is element 32 g + j."""
     planes = bits.reshape(-1, 8, 32)
     packed = planes[:, 0].copy()
     for g in range(1, 8):
-        packed |= planes[:, g] << EIGHT[g]
+        packed |= planes[:, g] << g
     return packed
 
 
-def pack_six_pairs(ls: Bytes, lm: Bytes) -> Bytes:
+def pack_six_pairs(ls: Integers, lm: Integers) -> Integers:
     """Pack eight scales and eight minimums of six bits (blocks, 8) into 12 bytes.
 
     Bytes 0-3 are scales 0-3, bytes 4-7 minimums 0-3, and bytes 8-11 the low nibbles of scales
@@ -53,7 +53,7 @@ def pack_six_pairs(ls: Bytes, lm: Bytes) -> Bytes:
     return np.concatenate([first | upper, ls[:, 4:] & 15 | lm[:, 4:] << 4], axis=1)
 
 
-def unpack_six_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+def unpack_six_pairs(packed: Integers) -> tuple[Integers, Integers]:
     """Return the eight scales and eight minimums (blocks, 8) of ``pack_six_pairs``."""
     first, low = packed[:, :8], packed[:, 8:]
     upper = first >> 6 << 4
@@ -61,17 +61,17 @@ def unpack_six_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
     return ls, np.concatenate([first[:, 4:] & 63, low >> 4 | upper[:, 4:]], axis=1)
 
 
-def pack_four_pairs(ls: Bytes, lm: Bytes) -> Bytes:
+def pack_four_pairs(ls: Integers, lm: Integers) -> Integers:
     """Pack scales and minimums of four bits: byte g holds scale g low and minimum g high."""
     return ls | lm << 4
 
 
-def unpack_four_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+def unpack_four_pairs(packed: Integers) -> tuple[Integers, Integers]:
     """Return the scales and minimums of ``pack_four_pairs``."""
     return packed & 15, packed >> 4
 
 
-def pack_six(ls: Bytes) -> Bytes:
+def pack_six(ls: Integers) -> Integers:
     """Pack sixteen scales of six bits (blocks, 16) into 12 bytes.
 
     Scale g has its low nibble in byte g mod 8 (g < 8 low, else high), its upper two bits at bit
@@ -83,7 +83,7 @@ def pack_six(ls: Bytes) -> Bytes:
     return np.concatenate([low, pairs], axis=1)
 
 
-def unpack_six(packed: Bytes) -> NDArray[np.int8]:
+def unpack_six(packed: Integers) -> NDArray[np.int8]:
     """Return the sixteen scales (blocks, 16) of ``pack_six`` minus 32."""
     low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     upper = np.concatenate([packed[:, 8:] >> 2 * k & 3 for k in range(4)], axis=1)

@@ -125,6 +125,7 @@ def positive(x, w, top):
     largest = max(x)
     if largest < TINY:
         return F(0), [0] * len(x)
+    best, kept = F(np.inf), []
     for s in [0, *range(-4, 0), *range(1, 5)]:
         inverse = (F(0.1) * F(s) + F(top)) / largest
         codes = [min(int(np.rint(inverse * v)), top) for v in x]

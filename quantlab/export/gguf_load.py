@@ -15,15 +15,17 @@ from quantlab.gguf.llama import (
     NAME,
     ROPE_DIVISORS,
     Architecture,
-    check_tensors,
-    entry,
     llama3_divisors,
     model_name,
-    read_architecture,
-    scaling_type,
     to_halves,
 )
-from quantlab.gguf.vocabulary import BEGINS, check_vocabulary, read_tokenizer
+from quantlab.gguf.llama_reading import check_tensors, entry, read_architecture, scaling_type
+from quantlab.gguf.vocabulary_reading import (
+    BEGINS,
+    check_special_ids,
+    check_vocabulary,
+    read_tokenizer,
+)
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.llama import Llama, LlamaConfig
 from quantlab.models.loading import Tokenizer, make_with_transformers
@@ -74,6 +76,7 @@ def load_gguf(path: str | Path) -> tuple[nn.Module, Tokenizer | None]:
         check_supported(file)
         check_vocabulary(file)
         architecture = read_architecture(file)
+        check_special_ids(file, architecture.vocabulary)
         check_tensors(file, architecture)
         tokenizer = open_tokenizer(file)
         model = empty_model(file, architecture)

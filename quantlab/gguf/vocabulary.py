@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata, and back: byte-level BPE, and SentencePiece's BPE.
+"""A tokenizer as GGUF metadata: byte-level BPE, and SentencePiece's BPE.
 
 A file says little about how text is split before merging: a name ("gpt-2", "llama-bpe") stands for
 a pattern that llama.cpp has built in. A tokenizer that none of them describes exactly would load
@@ -12,17 +12,12 @@ ggml-org/llama.cpp, ``src/llama-vocab.cpp``; issue 7476 (perplexity 15.5 for 6.2
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-from quantlab.gguf.cursor import FormatError
-from quantlab.gguf.file import GGUFFile
-from quantlab.gguf.llama import entry
+from tokenizers import Tokenizer, pre_tokenizers
 
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # token types
@@ -32,7 +27,6 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BEGINS = {"default": True, LLAMA3: True, GPT2: False}  # files that do not say add_bos_token
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 PLAIN = {"dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
 
@@ -238,105 +232,3 @@ def splits(tokens: Iterable[str]) -> list[tuple[str, str]]:
         for cut in range(1, len(token))
         if token[:cut] in known and token[cut:] in known
     ]
-
-
-# ---------------------------------------------------------------- back
-
-
-def read_tokenizer(file: GGUFFile) -> Tokenizer | None:
-    """Return the tokenizer that a file describes; None if it holds no vocabulary.
-
-    Raises
-    ------
-    FormatError
-        If the vocabulary contradicts itself.
-    ValueError
-        If it is of a kind that cannot be rebuilt here.
-    """
-    check_vocabulary(file)
-    kind = file.metadata[f"{KEY}model"]
-    if kind in ("no_vocab", "none"):
-        return None
-    if kind == "gpt2":
-        tokenizer = read_byte_level(file)
-    elif kind == "llama":
-        tokenizer = read_sentencepiece(file)
-    else:
-        raise ValueError(f"{KEY}model is {kind!r}; gpt2 and llama can be rebuilt")
-    for token, type in zip(file.metadata[f"{KEY}tokens"], token_types(file), strict=True):
-        if type in (UNKNOWN, CONTROL, USER):  # found in text before anything is split
-            added = AddedToken(token, special=bool(type != USER), normalized=False)
-            tokenizer.add_tokens([added])
-    return tokenizer
-
-
-def check_vocabulary(file: GGUFFile) -> None:
-    """Raise a FormatError if the parts of a vocabulary do not fit one another."""
-    if entry(file, f"{KEY}model", "str") in ("no_vocab", "none"):
-        return
-    tokens = entry(file, f"{KEY}tokens", "[str]")
-    if len(set(tokens)) < len(tokens):
-        [twice, _] = next((a, b) for a, b in pairwise(sorted(tokens)) if a == b)
-        raise FormatError(f"token {twice!r} stands twice in the vocabulary; llama.cpp would abort")
-    for key, kind in (("scores", "[f32]"), ("token_type", "[i32]")):
-        values = entry(file, KEY + key, kind, tokens)
-        if len(values) != len(tokens):
-            raise FormatError(f"{KEY}{key} has {len(values)} values for {len(tokens)} tokens")
-    for key in file.metadata:
-        if key.startswith(KEY) and key.endswith("_token_id"):
-            number = entry(file, key, "u32")
-            if number >= len(tokens):
-                raise FormatError(f"{key} is {number}; the vocabulary ends at {len(tokens) - 1}")
-    for token, type in zip(tokens, token_types(file), strict=True):
-        if type == BYTE and not re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
-            raise FormatError(f"byte token {token!r} is not of the form <0x0A>")
-
-
-def token_types(file: GGUFFile) -> Sequence[int]:
-    """Return the type of every token; files without types mean normal ones."""
-    tokens = file.metadata[f"{KEY}tokens"]
-    return file.metadata.get(f"{KEY}token_type", [NORMAL] * len(tokens))
-
-
-def read_byte_level(file: GGUFFile) -> Tokenizer:
-    """Rebuild BPE on bytes."""
-    tokens = file.metadata[f"{KEY}tokens"]
-    name = entry(file, f"{KEY}pre", "str", "default")
-    if name not in (GPT2, LLAMA3):
-        raise ValueError(f"{KEY}pre is {name!r}; {GPT2} and {LLAMA3} can be rebuilt")
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = []
-    for line in entry(file, f"{KEY}merges", "[str]"):
-        left, _, right = line.partition(" ")
-        if {left, right, left + right} <= vocabulary.keys():  # others make no token
-            merges.append((left, right))
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == LLAMA3)
-    tokenizer = Tokenizer(model)
-    step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name == GPT2)
-    if name == LLAMA3:
-        split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
-        step = pre_tokenizers.Sequence([split, step])
-    tokenizer.pre_tokenizer = step  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    return tokenizer
-
-
-def read_sentencepiece(file: GGUFFile) -> Tokenizer:
-    """Rebuild SentencePiece's BPE: its merges are the cuts of its tokens, the best score first."""
-    tokens = file.metadata[f"{KEY}tokens"]
-    scores = dict(zip(tokens, entry(file, f"{KEY}scores", "[f32]").tolist(), strict=True))
-    merges = sorted(splits(tokens), key=lambda pair: -scores["".join(pair)])
-    unknown = entry(file, f"{KEY}unknown_token_id", "u32", 0)
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    model = models.BPE(
-        vocab=vocabulary, merges=merges, unk_token=tokens[unknown], byte_fallback=True
-    )
-    tokenizer = Tokenizer(model)
-    prefix = entry(file, f"{KEY}add_space_prefix", "bool", default=True)
-    steps = [normalizers.Prepend(SPACE)] if prefix else []
-    changes = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    tokenizer.normalizer = changes  # pyright: ignore[reportAttributeAccessIssue]
-    undo = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    last = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence([*undo, *last])  # pyright: ignore[reportAttributeAccessIssue]
-    return tokenizer

@@ -8,7 +8,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 
 from quantlab.gguf import llama_cpp, read, write
 from quantlab.gguf.llama import Architecture
-from quantlab.gguf.vocabulary import SPACE, no_vocabulary, read_tokenizer, vocabulary_metadata
+from quantlab.gguf.vocabulary import SPACE, no_vocabulary, vocabulary_metadata
+from quantlab.gguf.vocabulary_reading import read_tokenizer
 from tests.gguf.strings import (
     STRINGS,
     gpt2_tokenizer,

@@ -76,16 +76,19 @@ class Cursor:
         """Read strings, a vocabulary of hundreds of thousands without a wait."""
         length, view, end = SCALARS["u64"].unpack_from, self.view, len(self.view)
         values = []
+        at = self.at
         for number in range(count):
-            first = self.at + 8
-            last = first + length(view, self.at)[0] if first <= end else end + 1
-            if last > end or last - first > LONGEST_TEXT:
-                self.text(f"element {number} of {what}")  # raises, with the reason
+            first = at + 8
+            last = first + length(view, at)[0] if first <= end else end + 1
             try:
+                if last > end or last - first > LONGEST_TEXT:
+                    raise ValueError
                 values.append(str(view[first:last], "utf-8"))
-            except UnicodeDecodeError:
-                self.text(f"element {number} of {what}")  # raises too
-            self.at = last
+            except ValueError:  # UnicodeDecodeError is one
+                self.at = at
+                self.text(f"element {number} of {what}")  # raises, with the reason
+            at = last
+        self.at = at
         return values
 
     def count(self, what: str, smallest: int) -> int:

@@ -81,8 +81,10 @@ def check_quantized(preset: str, path) -> None:
     types = {str(model_name(row.name)).removesuffix(".weight"): row.type for row in report.rows}
     types["lm_head"] = types["model.embed_tokens"]
     difference = found - logits(round_activations_(back, types), TOKENS)
-    # What is left: activations near a tie, which sums in another order push to the other side.
-    assert np.sqrt((difference**2).mean()) < 1.5e-2 * spread
+    # What is left: activations near a tie, which sums in another order push to the other side; and
+    # Q8_1's float16 sums, which multiply the minima of Q4_1 and Q5_1.
+    limit = 3e-2 if preset in ("Q4_1", "Q5_1") else 1.5e-2
+    assert np.sqrt((difference**2).mean()) < limit * spread
 
 
 @needs_llama_cpp

@@ -307,6 +307,14 @@ def test_gamma_and_beta_share_one_gradient_in_a_known_ratio():
     assert torch.allclose(weight.gamma.grad / weight.beta.grad, ratio.detach(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 1, 2)])
+def test_every_parameter_is_trained_the_range_faster_than_the_divisors(shape):
+    weight = AdaScaleWeight(torch.randn(shape), Scheme(4), range_lr=3.0, divisor_lr=2.0)
+    rates = {id(p): rate for parameters, rate in weight.rates() for p in parameters}
+    for name, parameter in weight.named_parameters():
+        assert rates[id(parameter)] == (3.0 if name in ("gamma", "beta") else 2.0)
+
+
 # ------------------------------------------------------------------ fold
 
 

@@ -120,6 +120,15 @@ def test_an_array_of_more_than_2_to_30_elements_is_refused_even_where_they_exist
         gguf.read(path)
 
 
+def test_a_string_of_more_than_2_to_30_bytes_is_refused_even_where_they_exist(path):
+    words = malformed.array(malformed.STRING, 1, malformed.text(b"", 2**30 + 1))
+    with path.open("wb") as file:
+        file.write(malformed.value(malformed.ARRAY, words))
+        file.truncate(2**31)
+    with pytest.raises(gguf.FormatError, match=r"byte 54: element 0 .*at most 2\^30"):
+        gguf.read(path)
+
+
 def test_a_lie_costs_no_memory():
     tracemalloc.start()
     for broken in malformed.BROKEN.values():

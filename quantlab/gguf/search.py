@@ -30,6 +30,7 @@ from quantlab.gguf.lanes import (
     MIDDLE,
     ONE,
     SCALE,
+    SIXTEEN,
     SLL,
     SLX,
     TENTH,
@@ -119,7 +120,7 @@ def coordinate(x):
     The weight of an error is x x. Starting from -4 / extreme, each code in turn moves to where
     the others' scale puts it, if that helps; at most five rounds.
     """
-    blocks, n = np.uintp(x.shape[0]), np.uintp(16)
+    blocks, n = np.uintp(x.shape[0]), SIXTEEN
     scale, codes = np.empty(blocks, np.float32), np.empty(x.shape, np.uint8)
     t = np.empty(TILE, np.float32)
     for start in range(np.uintp(0), blocks, LANES):
@@ -130,7 +131,7 @@ def coordinate(x):
         for j in range(LANES):
             t[TRY + j] = np.float32(-4) / t[HIGH + j]
         product_sums(t, n, np.int32(-4), np.int32(3))
-        improve(t, n, np.int32(-4), np.int32(3), -INFINITE, np.int32(-1))
+        improve(t, np.int32(-4), np.int32(3), -INFINITE, np.int32(-1))
         for j in range(LANES):
             alive = (abs(t[HIGH + j]) >= TINY) & (t[SLL + j] > ZERO)
             t[SCALE + j] = t[SLX + j] / t[SLL + j] if alive else ZERO
@@ -151,7 +152,7 @@ def positive(x, w, top):
     """
     blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, codes = np.empty(blocks, np.float32), np.empty(x.shape, np.uint8)
-    t = np.empty(TILE, np.float32)
+    t = np.zeros(TILE, np.float32)
     low, high = -MIDDLE, np.int32(top)
     for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)
@@ -169,7 +170,7 @@ def positive(x, w, top):
         product_sums(t, n, low, high)
         for k in range(L, L + n * LANES):  # a byte holds a code: -1, of a scale below 0, is 255
             t[k] = np.float32(np.int32(t[k]) & 255)
-        improve(t, n, low, high, ZERO, np.int32(255))
+        improve(t, low, high, ZERO, np.int32(255))
         for j in range(LANES):
             alive = t[HIGH + j] >= TINY
             t[SCALE + j] = t[SLX + j] / t[SLL + j] if alive & (t[SLL + j] > ZERO) else ZERO

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantlab.gguf import lattice
+from quantlab.gguf import lattice, lattice_points
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import ggml
@@ -59,7 +59,7 @@ def read_lattice(name: str) -> np.ndarray:
     floats = ggml.dequantize(data, number, 256).reshape(POINTS[name], -1)
     factor = {"IQ2": 8, "IQ3_XXS": 4}.get(name if name == "IQ3_XXS" else name[:3], 1)
     values = floats * factor - (0.125 if name == "IQ1_S" else 0)
-    levels = np.array(lattice.LEVELS[name])
+    levels = np.array(lattice_points.LEVELS[name])
     codes = np.searchsorted(levels, values)
     assert (levels[codes] == values).all(), name
     return codes
@@ -69,11 +69,11 @@ def main() -> None:
     """Read the six lattices and write the file."""
     packed = {}
     for name in POINTS:
-        bits = 2 if len(lattice.LEVELS[name]) == 3 else 3
+        bits = 2 if len(lattice_points.LEVELS[name]) == 3 else 3
         flags = read_lattice(name)[..., None] >> np.arange(bits) & 1
         packed[name] = np.packbits(flags.astype(np.uint8), bitorder="little")
         print(f"{name}: {POINTS[name]} points, {packed[name].size} bytes")
-    np.savez(lattice.FILE, **packed)
+    np.savez(lattice_points.FILE, **packed)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,24 @@ ggml-org/ggml, ``src/ggml-common.h``; the idea is from Tseng et al., QuIP#, arXi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.gguf.block_type import Blocks, BlockType, Floats
 from quantlab.gguf.lattice_points import EVEN_SIGNS, lattice, place, shifted_lattice
+from quantlab.gguf.lattice_search import SEARCHES, Found, search_blocks
 
 AT_ONCE = 128  # blocks unpacked together: their arrays stay in the cache
 Unpacked = tuple[NDArray[Any], NDArray[Any], Floats]
 
 
 class Lattice:
-    """What the seven types share: a loop over ``unpack``, and no way to write them here."""
+    """What the seven types share: reading is a loop over ``unpack``, writing a search."""
+
+    layout: ClassVar[np.dtype]
+    limit: ClassVar[float] = 1e8  # the largest d is passed at 3e7; sums of x^3 are safe
 
     @classmethod
     def points(cls) -> Floats:
@@ -43,11 +47,23 @@ class Lattice:
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
-        """Raise a ValueError that names what to use instead."""
-        raise ValueError(
-            f"{cls.__name__} can be read here, but not written; "
-            "use IQ4_XS or Q2_K, or quantize with llama-quantize"
-        )
+        """Search a point, signs and step for each group; a ValueError names another type."""
+        if cls.__name__ not in SEARCHES:
+            raise ValueError(
+                f"{cls.__name__} can be read here, but not written; "
+                "use IQ2_XXS or Q2_K, or quantize with llama-quantize"
+            )
+        found = search_blocks(cls.__name__, rows, imatrix)
+        packed: Blocks = np.zeros(len(found.d), cls.layout)
+        with np.errstate(over="ignore"):  # the caller refuses a d that became infinite
+            packed["d"] = found.d
+        cls.pack(found, packed)
+        blocks[...] = packed.reshape(blocks.shape)
+
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,), whose d is filled."""
+        raise ValueError(f"{cls.__name__} does not say how its blocks are written")
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -68,6 +84,12 @@ def fields(array: NDArray[Any], bits: int, count: int) -> NDArray[Any]:
     """Split each integer into ``count`` fields of ``bits`` from its lowest bit: (n, many)."""
     split = array[..., None] >> (bits * np.arange(count)).astype(array.dtype)
     return (split & array.dtype.type(2**bits - 1)).reshape(len(array), -1)
+
+
+def joined(values: NDArray[Any], bits: int, count: int) -> NDArray[Any]:
+    """Join each ``count`` neighbors of ``bits`` into one integer: the inverse of ``fields``."""
+    groups = values.reshape(len(values), -1, count) & 2**bits - 1
+    return (groups << bits * np.arange(count)).sum(-1)
 
 
 def step(d: Floats, *factors: float | Floats) -> Floats:
@@ -101,6 +123,12 @@ class IQ2_XXS(Lattice, BlockType):
         steps = step(floats(blocks), (groups["signs"] >> 28) + np.float32(0.5), 0.25)
         return groups["index"].reshape(-1, 32), signs, steps
 
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["groups"]["index"] = found.points.reshape(-1, 8, 4)
+        blocks["groups"]["signs"] = joined(found.signs, 7, 4) | found.s << 28
+
 
 class IQ2_XS(Lattice, BlockType):
     """256 weights in 74 bytes: w = d * (1/2 + s) / 4 * point * sign, an s for each 16.
@@ -125,6 +153,12 @@ class IQ2_XS(Lattice, BlockType):
         s = fields(blocks["scales"], 4, 2)
         steps = step(floats(blocks), s + np.float32(0.5), 0.25)
         return codes & 511, EVEN_SIGNS[codes >> 9], steps
+
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["codes"] = found.points | (found.signs & 127) << 9
+        blocks["scales"] = joined(found.s, 4, 2)
 
 
 class IQ2_S(Lattice, BlockType):
@@ -160,6 +194,13 @@ class IQ2_S(Lattice, BlockType):
         steps = step(floats(blocks), s + np.float32(0.5), 0.25)
         return index, blocks["signs"], steps
 
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["low"], blocks["signs"] = found.points & 255, found.signs
+        blocks["high"] = joined(found.points >> 8, 2, 4)
+        blocks["scales"] = joined(found.s, 4, 2)
+
 
 class IQ3_XXS(Lattice, BlockType):
     """256 weights in 98 bytes: w = d * (1/2 + s) / 2 * point * sign, an s for each 32.
@@ -184,6 +225,12 @@ class IQ3_XXS(Lattice, BlockType):
         steps = step(floats(blocks), (blocks["signs"] >> 28) + np.float32(0.5), 0.5)
         return blocks["index"], signs, steps
 
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["index"] = found.points
+        blocks["signs"] = joined(found.signs, 7, 4) | found.s << 28
+
 
 class IQ3_S(Lattice, BlockType):
     """256 weights in 110 bytes: w = d * (1 + 2 s) * point * sign, an s for each 32.
@@ -195,6 +242,9 @@ class IQ3_S(Lattice, BlockType):
         low[k], bit k mod 8 of high[k // 8] = which of 512 points: weights 4 k to 4 k + 3
         signs[k]  = all eight signs of weights 8 k to 8 k + 7
         scales[g] = s of an even (low four bits) and odd (high) 32 weights
+
+    Where a part of 32 zeros stands before others, ggml 0.26 writes the low bytes and signs of
+    those others too early, and reads different weights back; here they stay in their places.
     """
 
     id = 21
@@ -216,6 +266,13 @@ class IQ3_S(Lattice, BlockType):
         index = blocks["low"] | fields(blocks["high"], 1, 8).astype(np.uint16) << 8
         steps = step(floats(blocks), 2 * fields(blocks["scales"], 4, 2) + np.float32(1))
         return index, blocks["signs"], steps
+
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["low"], blocks["signs"] = found.points & 255, found.signs
+        blocks["high"] = joined(found.points >> 8, 1, 8)
+        blocks["scales"] = joined(found.s, 4, 2)
 
 
 class IQ1_S(Lattice, BlockType):

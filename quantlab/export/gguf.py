@@ -172,7 +172,7 @@ def make_job(name: str, part: Part, mix: Mix, importance: ArrayLike | None) -> J
         if wanted in grid.holders:
             reason = grid.why_none() if (mix.name, wanted) == (SAME, "F32") else ""
             row = GGUFRow(name, shape, wanted, wanted, reason, kept=True)
-            return Job(row, partial(kept_blocks, grid, wanted, heads))
+            return Job(row, partial(kept_blocks, part, wanted, heads))
         if not mix.requantize:
             raise ValueError(rounded_again(name, part, grid, wanted))
     else:
@@ -203,8 +203,9 @@ def new_blocks(
         raise ValueError(f"{model_name(name)}: {error}") from None
 
 
-def kept_blocks(grid: Grid, type: str, heads: int | None) -> Bytes | Floats:
+def kept_blocks(part: PackedTensor, type: str, heads: int | None) -> Bytes | Floats:
     """Return a quantized layer as it is; rows change places whole, blocks or not."""
+    grid = grid_of(part)  # again: keeping all of them unpacked would take the memory of a model
     rows = grid.dequantize() if type == "F32" else grid.blocks(type)
     return rows if heads is None else to_pairs(rows, heads)
 

@@ -15,6 +15,9 @@ from quantlab import gguf, quiz
 from quantlab.block import Block, Method, second_moment
 from quantlab.data import calibration_set, test_set
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
+from quantlab.export.gguf import export_gguf
+from quantlab.export.gguf_load import load_gguf
+from quantlab.export.imatrix import imatrix
 from quantlab.factor import factorize, inverse_cholesky
 from quantlab.floats import (
     BF16,
@@ -82,12 +85,15 @@ __all__ = [
     "digits",
     "evaluate",
     "exercise",
+    "export_gguf",
     "factorize",
     "gguf",
     "gptq",
+    "imatrix",
     "inverse_cholesky",
     "is_quantized",
     "load",
+    "load_gguf",
     "log_probabilities",
     "nf4_levels",
     "notebook",

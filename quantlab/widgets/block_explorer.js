@@ -1,6 +1,6 @@
 // Two grids, the block's bytes and its weights' codes, and below them the bits that tie them.
 const HUES = ["blue", "orange", "green", "vermillion", "purple", "sky"];
-const LINES = ["none", "6 3", "2 2", "8 2 2 2", "1 3", "10 3"]; // no field depends on its color
+const PAIR = ["sky", "orange"]; // what the low and the high bits of a byte feed, as in style.css
 const WIDE = 32; // cells in a line: a sub-block of Q4_K is one line of weights
 const STEP = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: WIDE, ArrowUp: -WIDE, Home: -1e9, End: 1e9 };
 
@@ -81,13 +81,14 @@ function draw(position, stage, self) {
   const wide = Math.min(34, 640 / (8 * ties.length));
   ties.forEach(({ byte, bits }, place) => {
     const left = 20 + place * (8 * wide + 14);
-    svg(stage, "text", { x: left, y: 16, class: "ql-label" }, `byte ${byte}`);
-    const look = { y: 24, width: wide, height: 28, stroke: "currentColor",
-      "stroke-dasharray": LINES[fieldOf(entry, byte)] };
+    svg(stage, "text", { x: left, y: 16, class: "ql-label" },
+      `byte ${byte}, ${entry.fields[fieldOf(entry, byte)][0]}`);
+    const look = { y: 24, width: wide, height: 28, stroke: "currentColor" };
     for (let bit = 7, x = left; bit >= 0; bit--, x += wide) {
-      const on = bits[bit] >= 0;
-      svg(stage, "rect", { x, ...look, fill: on ? `var(--ql-${HUES[fieldOf(entry, byte)]})` : "none",
-        "fill-opacity": bits[bit] > 0 ? 0.25 : 0.6, "stroke-width": on ? 1.4 : 0.3 });
+      const on = bits[bit] >= 0; // in the color of the weights that they feed, or of their field
+      const hue = position.look === "byte" ? PAIR[Math.min(bits[bit], 1)] : HUES[fieldOf(entry, byte)];
+      svg(stage, "rect", { x, ...look, fill: on ? `var(--ql-${hue})` : "none", "fill-opacity": 0.5,
+        "stroke-dasharray": position.look === "byte" && bits[bit] > 0 ? "4 3" : "none", "stroke-width": on ? 1.4 : 0.3 });
       svg(stage, "text", { x: x + wide / 2, y: 43, "text-anchor": "middle", opacity: on ? 1 : 0.45 },
         (entry.data[byte] >> bit) & 1);
     }

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from quantlab.block import Block
-from quantlab.block import imatrix as mean_squares
+from quantlab.block import imatrix as diagonal
 from quantlab.data import check_tokens
 from quantlab.gguf.imatrix import Imatrix
 from quantlab.gguf.llama import gguf_name
 from quantlab.models.families import UnsupportedModelError, find_blocks, linears
+from quantlab.nn import is_quantized
 
 BATCH = 8  # windows a forward pass
 
@@ -38,7 +39,7 @@ def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> 
     Raises
     ------
     ValueError
-        If data is no tensor of the model's token ids.
+        If data is no tensor of the model's token ids, or the model is quantized already.
     UnsupportedModelError
         If the model has no blocks at a known path, or linears that GGUF has no name for.
     CalibrationError
@@ -53,6 +54,8 @@ def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> 
     >>> matrix, matrix["blk.0.ffn_down.weight"].shape
     (Imatrix(28 tensors, 2 chunks of 64 tokens), (768,))
     """
+    if is_quantized(model):
+        raise ValueError("this model is quantized already; measure the float model it came from")
     layers = {
         f"{path}.{key}": linear
         for path, block in find_blocks(model).items()
@@ -73,6 +76,11 @@ def imatrix(model: nn.Module, data: Tensor, *, datasets: Iterable[str] = ()) -> 
     sums = {names[path]: (tokens * mean).cpu().numpy() for path, mean in means.items()}
     counts = dict.fromkeys(sums, tokens)
     return Imatrix(sums, counts, datasets, chunk_count=len(data), chunk_size=data.shape[1])
+
+
+def mean_squares(x: Tensor) -> Tensor:
+    """Return E[x_j^2] of inputs (tokens, in); in float16 a square would overflow beyond 255."""
+    return diagonal(x.float())
 
 
 def tensor_name(path: str) -> str:

@@ -88,6 +88,20 @@ def test_importances_are_the_mean_squares_of_each_linears_inputs(story):
     assert (found.chunk_count, found.chunk_size) == (11, 48)
 
 
+def test_a_half_precision_model_is_measured_in_float32():
+    """Squares of inputs beyond 255 overflow float16, and bfloat16 has two digits."""
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=32)).half()
+    model.model.layers[0].input_layernorm.weight.data.fill_(200)
+    data, seen = torch.randint(0, 2048, (3, 40)), []
+    model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].double().square().sum((0, 1)))
+    )
+    found = imatrix(model, data)["blk.0.attn_q.weight"]
+    assert sum(seen).max() > 1e5
+    np.testing.assert_allclose(found, (sum(seen) / 120).detach().numpy(), rtol=1e-6)
+
+
 def test_measuring_leaves_the_model_as_it_was(story):
     model, data = story
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -104,6 +118,10 @@ def test_what_reaches_no_text_or_no_name_is_refused(story):
         imatrix(model, data.float())
     with pytest.raises(ValueError, match="token id 99999; the vocabulary is"):
         imatrix(model, torch.full((1, 4), 99999))
+    tiny = Llama(LlamaConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=32))
+    ql.quantize_(tiny, ql.RTN(), ql.Scheme(bits=4, group_size=32))
+    with pytest.raises(ValueError, match="quantized already"):
+        imatrix(tiny, data)
     tiny = Llama(LlamaConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=32))
     tiny.model.layers[0].mlp.router = torch.nn.Linear(32, 4)
     with pytest.raises(

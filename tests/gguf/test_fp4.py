@@ -79,3 +79,16 @@ def test_nvfp4_refuses_what_it_would_clip():
     quantize(one_weight("NVFP4", np.array([2688.0])), "NVFP4")
     with pytest.raises(ValueError, match="NVFP4 holds sizes up to 2688"):
         quantize(one_weight("NVFP4", np.array([np.nextafter(np.float32(2688), np.inf)])), "NVFP4")
+
+
+@pytest.mark.parametrize("name", ["MXFP4", "NVFP4"])
+def test_around_each_midpoint_the_codes_equal_ggml(name):
+    levels = FP4_E2M1.values()[:8].numpy()
+    x = np.zeros((60, TYPES[name].size), np.float32)
+    middles = neighbors((levels[1:] + levels[:-1]) / 2, 2)
+    for i, scale in enumerate(2.0 ** np.arange(-9, 9)):
+        x[i, :15] = middles[:15] * scale
+        x[i + 20, :15] = -middles[15:30] * scale
+        x[i + 40, :5] = middles[30:] * scale
+        x[[i, i + 20, i + 40], 15] = 6 * scale
+    np.testing.assert_array_equal(quantize(x, name), ggml.quantize(x, TYPES[name].id))

@@ -18,6 +18,9 @@ from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexit
 from quantlab.export.gguf import export_gguf
 from quantlab.export.gguf_load import load_gguf
 from quantlab.export.imatrix import imatrix
+from quantlab.export.gguf import export_gguf
+from quantlab.export.gguf_load import load_gguf
+from quantlab.export.imatrix import imatrix
 from quantlab.factor import factorize, inverse_cholesky
 from quantlab.floats import (
     BF16,
@@ -33,6 +36,7 @@ from quantlab.floats import (
     FloatFormat,
     nf4_levels,
 )
+from quantlab.methods.awq import AWQ, awq, mean_size
 from quantlab.methods.gptq import GPTQ, gptq, solve
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
@@ -58,6 +62,7 @@ if TYPE_CHECKING:  # imported on first use: see __getattr__
 __version__ = "0.1.0"
 
 __all__ = [
+    "AWQ",
     "BF16",
     "E8M0",
     "FP4_E2M1",
@@ -81,20 +86,25 @@ __all__ = [
     "Report",
     "Scheme",
     "UnsupportedModelError",
+    "awq",
     "calibration_set",
     "digits",
     "evaluate",
     "exercise",
     "export_gguf",
+    "export_gguf",
     "factorize",
     "gguf",
     "gptq",
+    "imatrix",
     "imatrix",
     "inverse_cholesky",
     "is_quantized",
     "load",
     "load_gguf",
+    "load_gguf",
     "log_probabilities",
+    "mean_size",
     "nf4_levels",
     "notebook",
     "output_error",

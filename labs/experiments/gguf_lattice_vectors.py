@@ -1,7 +1,7 @@
 """Ask ggml what it writes for awkward rows in the lattice types, and commit a hash of each row.
 
 With these the search is tested where the package ``xllamacpp`` (ggml) is not installed. The
-first call of each type takes ggml some seconds: it lists the neighbors of every point.
+first call of each type takes ggml up to a minute: it lists the neighbors of every point.
 
     PYTHONPATH=. python labs/experiments/gguf_lattice_vectors.py
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from quantlab.gguf import TYPES
-from quantlab.gguf.lattice_search import SEARCHES
+from quantlab.gguf.lattice import Lattice
 from tests import ggml
 from tests.gguf.rows import awkward_rows, importance, importance_with_zeros
 
@@ -38,8 +38,9 @@ def main() -> None:
         "ggml": ggml.library().ggml_version().decode(),
         "columns": COLUMNS,
     }
-    for name in SEARCHES:
-        cls = TYPES[name]
+    for name, cls in TYPES.items():
+        if not issubclass(cls, Lattice):
+            continue
         kinds = {"importance": importance(COLUMNS), "zeros": importance_with_zeros(COLUMNS)}
         result[name] = {kind: hashes(ggml.quantize(x, cls.id, q)) for kind, q in kinds.items()}
         if cls.imatrix != "required":

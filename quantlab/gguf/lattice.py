@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantlab.gguf.block_type import Blocks, BlockType, Floats
 from quantlab.gguf.lattice_points import EVEN_SIGNS, lattice, place, shifted_lattice
 from quantlab.gguf.lattice_search import SEARCHES, Found, search_blocks
+from quantlab.gguf.lattice_thirds import search_thirds
 
 AT_ONCE = 128  # blocks unpacked together: their arrays stay in the cache
 Unpacked = tuple[NDArray[Any], NDArray[Any], Floats]
@@ -47,22 +48,16 @@ class Lattice:
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
-        """Search a point, signs and step for each group; a ValueError names another type."""
-        if cls.__name__ not in SEARCHES:
-            raise ValueError(
-                f"{cls.__name__} can be read here, but not written; "
-                "use IQ2_XXS or Q2_K, or quantize with llama-quantize"
-            )
-        found = search_blocks(cls.__name__, rows, imatrix)
+        """Search a point, signs and step for each group."""
+        search = search_blocks if cls.__name__ in SEARCHES else search_thirds
+        found = search(cls.__name__, rows, imatrix)
         packed: Blocks = np.zeros(len(found.d), cls.layout)
-        with np.errstate(over="ignore"):  # the caller refuses a d that became infinite
-            packed["d"] = found.d
         cls.pack(found, packed)
         blocks[...] = packed.reshape(blocks.shape)
 
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
-        """Write scales, points and signs into ``blocks`` (n,), whose d is filled."""
+        """Write scales, points and signs into ``blocks`` (n,)."""
         raise ValueError(f"{cls.__name__} does not say how its blocks are written")
 
     @classmethod
@@ -78,6 +73,12 @@ class Lattice:
 def floats(blocks: Blocks, field: str = "d") -> Floats:
     """Return the scale of each block as a column of float32."""
     return blocks[field].astype(np.float32)[:, None]
+
+
+def half(d: Floats) -> NDArray[np.float16]:
+    """Return float16 numbers; the caller refuses those that became infinite."""
+    with np.errstate(over="ignore"):
+        return d.astype(np.float16)
 
 
 def fields(array: NDArray[Any], bits: int, count: int) -> NDArray[Any]:
@@ -126,6 +127,7 @@ class IQ2_XXS(Lattice, BlockType):
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
         """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
         blocks["groups"]["index"] = found.points.reshape(-1, 8, 4)
         blocks["groups"]["signs"] = joined(found.signs, 7, 4) | found.s << 28
 
@@ -157,6 +159,7 @@ class IQ2_XS(Lattice, BlockType):
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
         """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
         blocks["codes"] = found.points | (found.signs & 127) << 9
         blocks["scales"] = joined(found.s, 4, 2)
 
@@ -197,6 +200,7 @@ class IQ2_S(Lattice, BlockType):
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
         """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
         blocks["low"], blocks["signs"] = found.points & 255, found.signs
         blocks["high"] = joined(found.points >> 8, 2, 4)
         blocks["scales"] = joined(found.s, 4, 2)
@@ -228,6 +232,7 @@ class IQ3_XXS(Lattice, BlockType):
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
         """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
         blocks["index"] = found.points
         blocks["signs"] = joined(found.signs, 7, 4) | found.s << 28
 
@@ -270,6 +275,7 @@ class IQ3_S(Lattice, BlockType):
     @classmethod
     def pack(cls, found: Found, blocks: Blocks) -> None:
         """Write scales, points and signs into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
         blocks["low"], blocks["signs"] = found.points & 255, found.signs
         blocks["high"] = joined(found.points >> 8, 1, 8)
         blocks["scales"] = joined(found.s, 4, 2)
@@ -304,6 +310,14 @@ class IQ1_S(Lattice, BlockType):
         steps = step(floats(blocks), 2 * (high >> 12 & 7) + np.float32(1))
         return index, np.zeros_like(blocks["low"]), steps
 
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and shifts into ``blocks`` (n,)."""
+        blocks["d"] = half(found.d)
+        blocks["low"] = found.points & 255
+        shifts = found.signs[:, ::4] << 15
+        blocks["high"] = joined(found.points >> 8, 3, 4) | found.s << 12 | shifts
+
 
 class IQ1_M(Lattice, BlockType):
     """256 weights in 56 bytes: w = d * (2 s + 1) * (point + or - 1/8), an s for each 16.
@@ -336,3 +350,17 @@ class IQ1_M(Lattice, BlockType):
         d = bits.view(np.float16).astype(np.float32)[:, None]
         steps = step(d, 2 * fields(scales, 3, 4) + np.float32(1))
         return index, np.zeros_like(blocks["low"]), steps
+
+    @classmethod
+    def pack(cls, found: Found, blocks: Blocks) -> None:
+        """Write scales, points and shifts into ``blocks`` (n,); a ValueError if d is too large."""
+        d = half(found.d)
+        if not np.isfinite(d).all():
+            largest = np.abs(found.d).max()
+            raise ValueError(
+                f"an IQ1_M scale is {largest:.6g}, which does not fit float16; use F32 here"
+            )
+        blocks["low"] = found.points & 255
+        blocks["high"] = joined(found.points >> 8 | found.signs << 3, 4, 2)
+        nibbles = d.view(np.uint16)[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks["scales"] = joined(found.s, 3, 4) | nibbles.astype(np.int64) << 12

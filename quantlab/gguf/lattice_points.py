@@ -86,7 +86,8 @@ def neighbors(name: str, distances: int) -> Neighbors:
     at = np.full(len(grid), -1, np.int32)
     at[levels @ powers] = np.arange(count)
     squares = (grid**2).sum(1)[:, None] + (levels**2).sum(1) - 2 * grid @ levels.T
-    order = np.sort(squares * count + np.arange(count), axis=1)  # distance, then index
+    order = (squares * count + np.arange(count)).astype(np.int32)
+    order.sort(axis=1)  # by distance, then by index
     nearer = np.diff(order // count, axis=1, prepend=-1) > 0
     wanted = (np.cumsum(nearer, axis=1) <= distances) & (at < 0)[:, None]
     starts = np.concatenate([[0], np.cumsum(wanted.sum(1))])

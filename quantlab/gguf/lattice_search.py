@@ -90,7 +90,7 @@ def search_blocks(name: str, rows: Floats, imatrix: Floats | None) -> Found:
     """
     search = SEARCHES[name]
     table = neighbors(search.lattice, search.distances)
-    w = weights(rows, imatrix, search)
+    w = weights(rows, imatrix, name, spread=search.spread, floor=search.floor)
     x = rows.reshape(-1, search.size)
     scales = np.zeros(len(x), np.float32)
     index = np.zeros((len(x), search.size // table.points.shape[1]), np.int32)
@@ -110,20 +110,22 @@ def search_blocks(name: str, rows: Floats, imatrix: Floats | None) -> Found:
     return Found(d, s, points, bits)
 
 
-def weights(rows: Floats, imatrix: Floats | None, search: Search) -> Floats:
+def weights(
+    rows: Floats, imatrix: Floats | None, name: str, *, spread: float, floor: float = 0
+) -> Floats:
     """Return what each squared error counts, (blocks, 256) float32."""
     x = rows.reshape(-1, 256)
     total = np.empty((len(x), 1), np.float32)
     sum_squares(x, total)
     if imatrix is None:
-        return (total * np.float32(search.floor / 256) + x * x).astype(np.float32)
+        return (total * np.float32(floor / 256) + x * x).astype(np.float32)
     if imatrix.max() > LARGEST:
         raise ValueError(
-            f"imatrix reaches {imatrix.max():.6g}, and sums of {search.lattice} would overflow; "
+            f"imatrix reaches {imatrix.max():.6g}, and sums of {name} would overflow; "
             "divide it by its mean, only ratios count"
         )
-    spread: Floats = np.sqrt(total * np.float32(search.spread / 256) + x * x)
-    return (imatrix * spread.reshape(rows.shape)).reshape(x.shape)
+    size: Floats = np.sqrt(total * np.float32(spread / 256) + x * x)
+    return (imatrix * size.reshape(rows.shape)).reshape(x.shape)
 
 
 @compiled

@@ -116,9 +116,3 @@ def test_a_damaged_scale_stays_visible_and_warns_nobody(name):
     data = np.full((1, gguf.TYPES[name].layout.itemsize), 0xFF, np.uint8)  # d is NaN
     data[0, 1::2] = 0x7D if name != "IQ1_M" else 0xFF  # a signaling one
     assert np.isnan(gguf.dequantize(data, name)).all()
-
-
-@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M"])
-def test_writing_is_refused_with_a_way_out(name):
-    with pytest.raises(ValueError, match=f"{name} can be read here, but not written; use IQ2_XXS"):
-        gguf.quantize(np.ones(256, np.float32), name, np.ones(256, np.float32))

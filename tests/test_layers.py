@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "quantlab"
 ROWS = (
-    ("scheme", "floats", "packing", "tensor", "factor", "native", "grid_search"),
-    ("block", "training"),
+    ("scheme", "floats", "packing", "tensor", "factor", "native", "grid_search", "clip_search"),
+    ("block", "folding", "training"),
     ("methods", "gguf", "kernels"),
     (
         "nn",

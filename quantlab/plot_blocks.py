@@ -153,12 +153,12 @@ def bits_by_field(types: Mapping[str, Mapping[str, float]]) -> Picture:
 
 @styled
 def error_by_bits(rows: Sequence[Row], *, what: str = "relative error") -> Picture:
-    """Draw each type's error against its bits per weight; with two errors, the way between them.
+    """Draw each type's error against its bits, and what an importance matrix leaves of it.
 
     Parameters
     ----------
     rows : mappings with ``name``, ``bits_per_weight``, ``error``
-        Optional: ``imatrix``, the error with an importance matrix.
+        Optional: ``imatrix``, the error with an importance matrix, drawn in a panel of its own.
     what : label of the axis
 
     Examples
@@ -166,45 +166,57 @@ def error_by_bits(rows: Sequence[Row], *, what: str = "relative error") -> Pictu
     >>> error_by_bits([{"name": "Q4_0", "bits_per_weight": 4.5, "error": 0.01, "imatrix": 0.008}])
     relative error: Q4_0 0.01 at 4.5 bits, 0.008 with imatrix.
     """
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    rows = sorted(rows, key=lambda row: (row["bits_per_weight"], row["error"]))
+    rows = sorted(rows, key=lambda row: (row["bits_per_weight"], -row["error"]))
     bits = numbers([row["bits_per_weight"] for row in rows])
     errors = numbers([row["error"] for row in rows])
     both = [row for row in rows if row.get("imatrix") is not None]
-    figure, (axes,) = canvas(height=4.0)
-    axes.plot(bits, errors, MARKERS[0], color=PALETTE["blue"], label="without imatrix", ms=6)
-    for row in both:
-        axes.plot([row["bits_per_weight"]] * 2, [row["error"], row["imatrix"]], "-",
-                  color=PALETTE["quiet"], lw=1, zorder=1)  # fmt: skip
-    if both:
-        x, y = [row["bits_per_weight"] for row in both], [row["imatrix"] for row in both]
-        axes.plot(x, y, MARKERS[2], color=PALETTE["orange"], label="with imatrix", ms=6)
-        axes.legend(loc="upper right")
+    figure, panels = canvas(2 if both else 1, height=4.0, widths=(1.5, 1) if both else None)
+    axes = panels[0]
+    axes.plot(bits, errors, MARKERS[0], color=PALETTE["blue"], ms=6)
     name_points(axes, rows)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.1, y=0.1)
+    axes.margins(x=0.16, y=0.1)
     axes.grid(axis="y")
     axes.set_xlabel("stored bits per weight")
     axes.set_ylabel(what)
-    axes.set_title(finding(rows, both))
+    if both:
+        draw_shares(panels[1], both)
+    figure.suptitle(finding(rows, both), fontsize=11.5, fontweight="bold", x=0.01, ha="left")
     listed = "; ".join(sentence_of(row) for row in rows)
     return Picture(figure, f"{what}: {listed}.")
 
 
+def draw_shares(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw what is left of each error with an importance matrix, in percent."""
+    shares = [100 * row["imatrix"] / row["error"] for row in rows]
+    axes.barh([row["name"] for row in rows], shares, **fill(1))
+    for y, share in enumerate(shares):
+        axes.annotate(f"{share:.0f} %", (max(share, 100), y), xytext=(5, 0), va="center",
+                      fontsize=9, textcoords="offset points")  # fmt: skip
+    axes.axvline(100, color=PALETTE["quiet"], ls="--", lw=1)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(100.0, *shares))
+    axes.set_xlabel("left with an imatrix, in %")
+
+
 def name_points(axes: Axes, rows: Sequence[Row]) -> None:
-    """Write each type's name beside its point; names of equal bits alternate their side."""
-    seen: dict[float, int] = {}
-    for row in rows:
-        at = row["bits_per_weight"]
-        right = seen.get(at, 0) % 2 == 0
-        seen[at] = seen.get(at, 0) + 1
-        axes.annotate(row["name"], (at, row["error"]), xytext=(6 if right else -6, 3),
-                      textcoords="offset points", fontsize=8.5,
-                      ha="left" if right else "right")  # fmt: skip
+    """Write the names beside the points; neighbors share one list, the largest error on top."""
+    groups: list[list[Row]] = []
+    for row in rows:  # by rising bits
+        if groups and row["bits_per_weight"] - groups[-1][0]["bits_per_weight"] <= 0.3:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    for group in groups:
+        right = max(row["bits_per_weight"] for row in group)
+        middle = float(np.exp(np.mean([np.log(row["error"]) for row in group])))
+        listed = sorted(group, key=lambda row: -row["error"])
+        axes.annotate("\n".join(row["name"] for row in listed), (right, middle), xytext=(7, 0),
+                      textcoords="offset points", fontsize=8.5, va="center")  # fmt: skip
 
 
 def finding(rows: Sequence[Row], both: Sequence[Row]) -> str:

@@ -60,34 +60,44 @@ def test_bits_add_up_to_the_type_s_bits_per_weight():
 
 def test_every_type_is_a_point_at_its_bits_and_its_error():
     axes = plot.error_by_bits(ROWS).figure.axes[0]
-    plain = axes.lines[0]
     order = np.argsort([row["bits_per_weight"] for row in ROWS])
-    assert plain.get_xdata().tolist() == [ROWS[k]["bits_per_weight"] for k in order]
-    assert plain.get_ydata().tolist() == [ROWS[k]["error"] for k in order]
+    assert axes.lines[0].get_xdata().tolist() == [ROWS[k]["bits_per_weight"] for k in order]
+    assert axes.lines[0].get_ydata().tolist() == [ROWS[k]["error"] for k in order]
     assert sorted(text.get_text() for text in axes.texts) == ["Q2_K", "Q4_0", "Q8_0"]
     assert axes.get_yscale() == "log"
 
 
+def test_a_bar_shows_what_the_imatrix_leaves_and_types_without_one_have_none():
+    _, axes = plot.error_by_bits(ROWS).figure.axes
+    widths = [bar.get_width() for bar in axes.containers[0]]
+    assert widths == pytest.approx([50, 75])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Q2_K", "Q4_0"]
+    assert [text.get_text() for text in axes.texts] == ["50 %", "75 %"]
+
+
 def test_the_title_names_the_largest_gain_and_the_sentence_all_numbers():
     picture = plot.error_by_bits(ROWS, what="weighted error")
-    title = picture.figure.axes[0].get_title(loc="left")
-    assert title == "The imatrix takes up to 50 % off the error (Q2_K)"
+    assert picture.figure.get_suptitle() == "The imatrix takes up to 50 % off the error (Q2_K)"
     assert picture.sentence == (
         "weighted error: Q2_K 0.08 at 2.625 bits, 0.04 with imatrix; "
         "Q4_0 0.012 at 4.5 bits, 0.009 with imatrix; Q8_0 0.0001 at 8.5 bits."
     )
 
 
-def test_without_an_imatrix_the_title_compares_the_ends():
+def test_without_an_imatrix_there_is_one_panel_and_the_title_compares_the_ends():
     rows = [{k: v for k, v in row.items() if k != "imatrix"} for row in ROWS]
-    title = plot.error_by_bits(rows).figure.axes[0].get_title(loc="left")
-    assert title == "Q8_0 has 800 times less error than Q2_K"
+    figure = plot.error_by_bits(rows).figure
+    assert len(figure.axes) == 1
+    assert figure.get_suptitle() == "Q8_0 has 800 times less error than Q2_K"
 
 
-def test_names_of_types_with_equal_bits_stand_on_different_sides():
-    rows = [{"name": name, "bits_per_weight": 4.5, "error": e} for name, e in (("a", 1), ("b", 2))]
-    sides = {text.get_ha() for text in plot.error_by_bits(rows).figure.axes[0].texts}
-    assert sides == {"left", "right"}
+def test_types_of_nearly_equal_bits_share_one_list_of_names_the_worst_on_top():
+    rows = [
+        {"name": name, "bits_per_weight": bits, "error": error}
+        for name, bits, error in (("a", 4.5, 1.0), ("b", 4.5, 2.0), ("c", 4.25, 1.5), ("d", 5, 0.1))
+    ]
+    names = [text.get_text() for text in plot.error_by_bits(rows).figure.axes[0].texts]
+    assert names == ["b\nc\na", "d"]
 
 
 def test_the_same_numbers_give_the_same_bytes():

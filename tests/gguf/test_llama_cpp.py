@@ -172,7 +172,9 @@ def test_a_file_without_vocabulary_gives_logits(model, tmp_path):
 def test_a_refused_file_is_told_with_llama_cpps_reason(path, model, tmp_path):
     short = tmp_path / "short.gguf"
     short.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(LlamaCppError, match=r"^llama\.cpp refuses .*short\.gguf: .*not within the file bounds"):
+    with pytest.raises(
+        LlamaCppError, match=r"^llama\.cpp refuses .*short\.gguf: .*not within the file bounds"
+    ):
         llama_cpp.logits(short, [1])
     (tmp_path / "text.gguf").write_text("once upon a time")
     with pytest.raises(LlamaCppError, match="invalid magic"):

@@ -18,9 +18,6 @@ from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexit
 from quantlab.export.gguf import export_gguf
 from quantlab.export.gguf_load import load_gguf
 from quantlab.export.imatrix import imatrix
-from quantlab.export.gguf import export_gguf
-from quantlab.export.gguf_load import load_gguf
-from quantlab.export.imatrix import imatrix
 from quantlab.factor import factorize, inverse_cholesky
 from quantlab.floats import (
     BF16,
@@ -92,16 +89,13 @@ __all__ = [
     "evaluate",
     "exercise",
     "export_gguf",
-    "export_gguf",
     "factorize",
     "gguf",
     "gptq",
     "imatrix",
-    "imatrix",
     "inverse_cholesky",
     "is_quantized",
     "load",
-    "load_gguf",
     "load_gguf",
     "log_probabilities",
     "mean_size",

@@ -241,6 +241,14 @@ def test_a_key_that_breaks_a_rule_is_refused(path, key, words):
         write(path, {key: 1})
 
 
+def test_a_value_longer_than_the_format_allows_is_refused(path, monkeypatch):
+    with pytest.raises(ValueError, match="1073741825 elements; at most 2"):
+        write(path, {"key": np.broadcast_to(np.uint8(0), 2**30 + 1)})
+    monkeypatch.setattr("quantlab.gguf.metadata.LONGEST_TEXT", 3)
+    with pytest.raises(ValueError, match="has 4 bytes; at most 2"):
+        write(path, {"key": "long"})
+
+
 # ---------------------------------------------------------------- whole or not at all
 
 

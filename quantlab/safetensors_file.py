@@ -68,7 +68,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        if length > min(size - 8, LONGEST_HEADER):
             raise ValueError(
                 f"{path}, byte 0: the header claims {length} bytes of a file of {size}; it is cut, "
                 "damaged or no safetensors file"

@@ -35,7 +35,7 @@ from quantlab.tensor import CalibrationError, QuantizedTensor, check_weight, out
 from quantlab.training import first
 
 UNCLIPPED = ("q_proj", "k_proj", "query", "key", "qkv")  # clipped, they would bend the softmax
-INSPECTED = 2048  # tokens on which a whole module is run for each ratio, at least one batch
+INSPECTED = 1024  # tokens on which a whole module is run for each ratio, at least one batch
 
 
 def mean_size(x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, zeros_like
 from torch.func import functional_call
+from torch.optim.adam import adam
 
 from quantlab.block import Block, Call
 from quantlab.tensor import CalibrationError, QuantizedTensor
@@ -34,6 +35,10 @@ class LearnedWeight(nn.Module):
     def quantized(self) -> QuantizedTensor:
         """Return what stays when training ends: codes and grid, no parameters."""
         raise TypeError(f"{type(self).__name__} defines no quantized")
+
+    def stand_ins(self, name: str) -> dict[str, Tensor]:
+        """Return what the block sees in place of the parameters of its layer of this name."""
+        return {f"{name}.weight": self()}
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return the parameters in groups, each with its learning rate."""
@@ -115,7 +120,9 @@ def train(
         for step in range(iterations):
             batch = step % len(block.inputs)
             args, kwargs = mixed(block, batch, input_mix, generator)
-            learned = {f"{name}.weight": weight() for name, weight in weights.items()}
+            learned = {}
+            for name, weight in weights.items():
+                learned |= weight.stand_ins(name)
             output = first(functional_call(block.module, fixed | learned, args, kwargs))
             error = loss(output, block.targets[batch])
             losses.append(error.item())
@@ -131,34 +138,44 @@ def train(
 class Adam:
     """Adam for the parameters of some weights: betas 0.9 and 0.999, eps 1e-8, no decay.
 
-    Written out because the first step of ``torch.optim`` loads a compiler, which takes two seconds.
-
-    References
-    ----------
-    Kingma and Ba, ICLR 2015, arXiv:1412.6980, Algorithm 1.
+    Calls PyTorch's functional form, because the first step of ``torch.optim.Adam`` itself loads a
+    compiler, which takes two seconds.
     """
 
     def __init__(self, weights: Mapping[str, LearnedWeight]) -> None:
-        self.steps = 0
-        self.state = [
-            (parameter, rate, torch.zeros_like(parameter), torch.zeros_like(parameter))
-            for weight in weights.values()
-            for parameters, rate in weight.rates()
-            for parameter in parameters
-        ]
+        self.groups: dict[float, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        for weight in weights.values():
+            for parameters, rate in weight.rates():
+                state = [
+                    (p, zeros_like(p), zeros_like(p), torch.zeros((), device=p.device))
+                    for p in parameters
+                ]
+                self.groups.setdefault(rate, []).extend(state)
 
     @torch.no_grad()
     def step(self, share: float = 1.0) -> None:
         """Move every parameter that has a gradient, at this share of its rate, and drop those."""
-        self.steps += 1
-        first, second = 1 - 0.9**self.steps, 1 - 0.999**self.steps
-        for parameter, rate, mean, square in self.state:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                mean.lerp_(gradient, 0.1)
-                square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-                size = (square / second).sqrt_().add_(1e-8)
-                parameter.addcdiv_(mean, size, value=-rate * share / first)
+        for rate, group in self.groups.items():
+            moved = [state for state in group if state[0].grad is not None]
+            parameters, means, squares, steps = ([state[k] for state in moved] for k in range(4))
+            adam(
+                parameters,
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
+                means,
+                squares,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=rate * share,
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
+            for parameter in parameters:
+                parameter.grad = None
 
 
 def cosine(done: float) -> float:
@@ -262,8 +279,10 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
     >>> relative_error(torch.zeros(2, 3), torch.ones(2, 3)).item()
     1.0
     """
-    size = target.float().square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return (output.float() - target.float()).square().mean() / size
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    output, target = output.to(dtype), target.to(dtype)
+    size = target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return (output - target).square().mean() / size
 
 
 def straight_through(x: Tensor) -> Tensor:

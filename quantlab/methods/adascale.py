@@ -271,6 +271,7 @@ class AdaScale:
     seed: int = 0
 
     wants_targets = True
+    convolutions = True  # Conv2d are trained beside the Linear of their block
     batch_size = 1  # a window a step: more data seen in the same time helps more than calm steps
 
     def __post_init__(self) -> None:

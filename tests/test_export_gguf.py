@@ -9,6 +9,7 @@ from quantlab.export.gguf import export_gguf
 from quantlab.export.gguf_load import load_gguf
 from quantlab.export.imatrix import imatrix
 from quantlab.models.families import UnsupportedModelError
+from quantlab.models.llama import Llama
 from tests.gguf.tiny import TOKENS, hugging_face, logits, small
 
 
@@ -168,3 +169,44 @@ def test_a_half_precision_model_exports_as_its_float_copy_does(tmp_path):
     export_gguf(model.half().float(), tmp_path / "float.gguf", "Q8_0", name="m")
     export_gguf(model.half(), tmp_path / "half.gguf", "Q8_0", name="m")
     assert (tmp_path / "float.gguf").read_bytes() == (tmp_path / "half.gguf").read_bytes()
+
+
+WRONG_ARGUMENTS = {
+    "a name that is no text": ({"name": 3}, "name is 3; pass a string"),
+    "no preset": ({"preset": None}, "preset is None; pass its name"),
+    "an empty imatrix": ({"imatrix": {}}, "holds no entry; pass None"),
+    "a list for an imatrix": ({"imatrix": [1.0]}, "imatrix is a list; pass what ql.imatrix gave"),
+    "another tokenizer": ({"tokenizer": object()}, "tokenizer is a object; pass what ql.load gave"),
+}
+
+
+@pytest.mark.parametrize(("words", "match"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_named_in_one_line(words, match, tmp_path):
+    with pytest.raises(ValueError, match=match) as caught:
+        export_gguf(small(), tmp_path / "m.gguf", **({"preset": "Q8_0"} | words))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_entries_of_an_imatrix_that_no_tensor_has_are_noted(tmp_path):
+    ones = np.ones(256, np.float32)
+    importance = {"blk.0.attn_q.weight": ones, "output.weight": ones}
+    report = export_gguf(small(), tmp_path / "m.gguf", "Q4_0", imatrix=importance)
+    line = "of no use here, entries of the imatrix: output.weight"
+    assert line in report.notes
+    assert line in str(report)
+    importance |= {f"blk.{i}.attn_q.weight": ones for i in range(2, 9)}
+    report = export_gguf(small(), tmp_path / "m.gguf", "Q4_0", imatrix=importance)
+    assert report.notes[0].endswith("blk.6.attn_q.weight and 3 more")
+    known = {"blk.1.attn_q.weight": ones}
+    report = export_gguf(small(), tmp_path / "m.gguf", "Q4_0", imatrix=known, name="m")
+    assert not any("of no use" in note for note in report.notes)
+
+
+def test_a_model_without_numbers_is_refused(tmp_path):
+    with torch.device("meta"):
+        model = Llama(small().config)
+    match = "model.embed_tokens.weight is on the meta device and has no numbers; load"
+    with pytest.raises(ValueError, match=match):
+        export_gguf(model, tmp_path / "m.gguf", "Q4_0")
+    assert list(tmp_path.iterdir()) == []

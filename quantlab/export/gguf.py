@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor, nn
 
+from quantlab.export.gguf_metadata import describe_imatrix, describe_tokenizer, find_notes
 from quantlab.export.gguf_model import Part, take_apart
 from quantlab.export.gguf_report import GGUFReport, GGUFRow
 from quantlab.gguf.block_type import Bytes, Floats
@@ -23,16 +23,11 @@ from quantlab.gguf.grids import Grid
 from quantlab.gguf.imatrix import Imatrix
 from quantlab.gguf.llama import NAME, Architecture, model_name, to_pairs
 from quantlab.gguf.mixes import PRESETS, Sizes, find_preset, fitting_type, is_quantized, wanted_type
-from quantlab.gguf.vocabulary import no_vocabulary, vocabulary_metadata
 from quantlab.gguf.writer import Raw, write
 from quantlab.tensor import PackedTensor, check_weight
 
 SAME = "same"
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-IDS_ONLY = (
-    "the file has no tokenizer: llama.cpp can be given ids, but no text; pass tokenizer= to "
-    "export_gguf to write it as well"
-)
 
 
 def export_gguf(
@@ -95,12 +90,13 @@ def export_gguf(
     (8.51, {})
     """
     started = time.perf_counter()
+    check_words(preset, name)
     if isinstance(imatrix, (str, Path)):
         imatrix = Imatrix.load(imatrix)
     architecture, parts = take_apart(model)
     mix = Mix.named(preset, architecture, imatrix is not None, requantize)
+    notes = find_notes(imatrix, parts, tokenizer)
     importance = dict(imatrix or {})
-    check_names(importance, parts)
     jobs = [make_job(key, part, mix, importance.get(key)) for key, part in parts.items()]
     rows = [job.row for job in jobs]
     if strict:
@@ -110,8 +106,17 @@ def export_gguf(
     metadata |= describe_tokenizer(tokenizer, model, architecture.vocabulary)
     tensors = {job.row.name: Raw(job.row.type, job.data, job.row.shape) for job in jobs}
     write(path, tensors, metadata)
-    notes = () if tokenizer is not None else (IDS_ONLY,)
     return GGUFReport(tuple(rows), mix.name, mix.base(rows), notes, time.perf_counter() - started)
+
+
+def check_words(preset: str, name: str | None) -> None:
+    """Refuse a preset that does not exist, or a name that is no text."""
+    if not isinstance(preset, str):
+        raise ValueError(f"preset is {preset!r}; pass its name, such as 'Q4_K_M' or 'same'")
+    if preset.lower() != SAME:
+        find_preset(preset)
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"name is {name!r}; pass a string, or None for the file's name")
 
 
 @dataclass(frozen=True)
@@ -239,25 +244,6 @@ def lossless(part: Tensor) -> str:
     return "F32"
 
 
-def check_names(importance: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
-    """Refuse an imatrix of another model."""
-    if importance and not importance.keys() & parts.keys():
-        raise ValueError(
-            f"the imatrix has no entry for this model; it has {min(importance)}, and the model "
-            f"has {next(iter(parts))}"
-        )
-
-
-def describe_imatrix(imatrix: Mapping[str, ArrayLike] | None) -> dict[str, Any]:
-    """Return what the file says about the imatrix that was used, in llama-quantize's words."""
-    if imatrix is None:
-        return {}
-    found: dict[str, Any] = {"entries_count": len(imatrix)}
-    if isinstance(imatrix, Imatrix):
-        found |= {"chunks_count": imatrix.chunk_count, "dataset": ", ".join(imatrix.datasets)}
-    return {f"quantize.imatrix.{key}": value for key, value in found.items() if value != ""}
-
-
 def check_strict(rows: list[GGUFRow]) -> None:
     """Refuse fallbacks."""
     fallen = [row for row in rows if row.reason]
@@ -268,32 +254,3 @@ def check_strict(rows: list[GGUFRow]) -> None:
             f"as {first.type} instead of {first.wanted}: {first.reason}; choose a preset of "
             "32-blocks such as Q4_0 or Q8_0, or pass strict=False"
         )
-
-
-def describe_tokenizer(tokenizer: Any, model: nn.Module, size: int) -> dict[str, Any]:
-    """Return the metadata of a tokenizer in any of three forms, or that there is none."""
-    config: Any = model.config
-    ids = {key: first(getattr(config, f"{key}_token_id", None)) for key in ("bos", "eos")}
-    ids = {key: id for key, id in ids.items() if id is not None and 0 <= id < size}
-    if tokenizer is None:
-        return no_vocabulary(size) | {
-            f"tokenizer.ggml.{key}_token_id": id for key, id in ids.items()
-        }
-    begin, end = ids.get("bos"), ids.get("eos")
-    raw = getattr(tokenizer, "raw", getattr(tokenizer, "backend_tokenizer", tokenizer))
-    if not isinstance(raw, RawTokenizer):
-        raise ValueError(
-            f"tokenizer is a {type(tokenizer).__name__}; pass what ql.load gave, a "
-            "tokenizers.Tokenizer or a fast tokenizer of transformers"
-        )
-    if hasattr(tokenizer, "begin"):  # ours puts it before every text
-        begin = tokenizer.begin
-        adds = begin is not None
-    else:
-        adds = begin is not None and raw.encode("").ids[:1] == [begin]
-    return vocabulary_metadata(raw, size, begin=begin, end=end, add_begin=adds)
-
-
-def first(ids: int | list[int] | None) -> int | None:
-    """Return an id, or the first of several."""
-    return ids[0] if isinstance(ids, list) else ids

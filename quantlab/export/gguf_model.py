@@ -24,8 +24,11 @@ def take_apart(model: nn.Module) -> tuple[Architecture, dict[str, Part]]:
     ------
     UnsupportedModelError
         If the model is no Llama, or has a part that a GGUF llama does not have.
+    ValueError
+        If a tensor is on the meta device.
     """
     architecture = describe(model)
+    check_filled(model)
     wanted = architecture.shapes()
     optional = architecture.biases()
     parts: dict[str, Part] = {}
@@ -53,6 +56,15 @@ def take_apart(model: nn.Module) -> tuple[Architecture, dict[str, Part]]:
             f"{min(left)} is no part of a llama in GGUF; {len(left)} tensors cannot be written"
         )
     return architecture, parts
+
+
+def check_filled(model: nn.Module) -> None:
+    """Refuse a model whose weights are not in memory, such as one made on the meta device."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and has no numbers; load the weights first"
+            )
 
 
 def place(name: str) -> tuple[int, str]:

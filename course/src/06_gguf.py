@@ -1,7 +1,7 @@
 # %% [markdown]
 # # GGUF: Containers, K-quants, imatrix
 #
-# Duration: 90 min · runs in about 15 s on 2 CPU cores
+# Duration: 90 min · runs in about 15 s on 2 CPU cores (once compiled; the first run takes twice as long)
 #
 # Most people who run a language model on their own machine run a `.gguf` file. This module takes one apart to the last bit: the
 # header, the blocks, the searches that choose the bits, and what a reader must not believe. At the end llama.cpp itself reads a
@@ -386,10 +386,12 @@ ql.table(rows, ["file", "KL, plain", "", "KL, outliers", ""], sig=2)
 # weights comes out near 4.9. Real bits per weight stand in the report, never in the name.
 #
 # And the second table is a warning against judging by one layer. Most inputs of our plain storyteller are about equally large,
-# so knowing them helps the whole model little; the layer above was an exception. With outliers everything turns: a block of 256
-# shares its units, tiny weights beside large ones round to nothing, and those are the weights that the largest inputs meet.
-# Q4_0, the oldest type, loses less than Q4_K_M. All ones do not help, because nothing in the weights says which of them matter.
-# The imatrix says it, and the damage falls to less than a tenth.
+# so knowing them helps the whole model little; the layer above was an exception.
+#
+# With outliers everything turns. The weights that meet the largest inputs are tiny here, far smaller than a step. Q4_0, the
+# oldest type, has a code for exactly 0, gives it to all of them, and no noise is added. Q4_K's grid is shifted by its minimum and
+# need not contain 0: the same weights land up to half a step away, and the large inputs multiply that. All ones do not help,
+# because nothing in the weights says which of them matter. The imatrix says it, and the damage falls to less than a tenth.
 #
 # ## Does llama.cpp agree?
 #
@@ -479,7 +481,7 @@ else:
 # reader can know that `three` was meant. Only a checksum could, and GGUF has none.
 #
 # **In the wild.** `llama-quantize` makes such files from a converted model, `llama-imatrix` measures importance, and
-# `llama-perplexity` compares logits; Ollama, LM Studio and many others run them. The Python package `gguf` reads all types and
+# `llama-perplexity` compares logits; Ollama, LM Studio and many others run them. The Python package `gguf` reads most types and
 # writes the simple ones, but no K types. When rows do not fill a block, tools fall back to another type: a tensor with rows of
 # 172 weights fits no block type at all and stays F16, and a file can come out a quarter larger than its name says. Read the
 # report.

@@ -63,6 +63,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(names):
     tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "quantlab").rglob("*.py")}
     assert tracked <= names
     assert "quantlab/py.typed" in names
+    assert "quantlab/gguf/lattices.npz" in names
     assert "quantlab/models/storyteller/config.json" in names
     assert "quantlab/models/storyteller/tokenizer.json" in names
     assert "quantlab/models/storyteller/model.safetensors" in names

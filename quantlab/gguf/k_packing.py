@@ -15,50 +15,73 @@ from quantlab.native import compiled
 Integers = NDArray[Any]  # uint8; operators with Python numbers lose that in the annotations
 
 
-def pack_nibbles(codes: Integers) -> Integers:
-    """Pack codes (blocks, 256) of four bits: of each 64 the first 32 low, the next 32 high."""
-    pairs = codes.reshape(-1, 4, 2, 32)
-    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-
-
-def pack_far_nibbles(codes: Integers) -> Integers:
-    """Pack codes (blocks, 256) of four bits: of each 128 the first 64 low, the next 64 high."""
-    pairs = codes.reshape(-1, 2, 2, 64)
-    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-
-
-def pack_quarters(codes: Integers) -> Integers:
-    """Pack codes (blocks, 256) of two bits: byte l of each 128 holds l, l+32, l+64, l+96."""
-    q = codes.reshape(-1, 2, 4, 32)
-    return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64)
-
-
-def pack_bits(bits: Integers) -> Integers:
-    """Pack bits (blocks, 256), 0 or 1: bit g of byte j is element 32 g + j."""
-    planes = bits.reshape(-1, 8, 32)
-    packed = planes[:, 0].copy()
-    for g in range(1, 8):
-        packed |= planes[:, g] << g
+@compiled
+def pack_nibbles(codes, apart):
+    """Pack the low four bits of codes (blocks, 256): ``apart`` low, the next ``apart`` high."""
+    packed = np.empty((codes.shape[0], 128), np.uint8)
+    for b in range(codes.shape[0]):
+        for first in range(0, 128, apart):
+            for j in range(first, first + apart):
+                low, high = codes[b, first + j], codes[b, first + apart + j]
+                packed[b, j] = low & 15 | high << 4
     return packed
 
 
-def pack_six_pairs(ls: Integers, lm: Integers) -> Integers:
+@compiled
+def pack_quarters(codes, shift):
+    """Pack bits ``shift`` and above of codes (blocks, 256): byte l of 128 holds l, l+32, ..."""
+    packed = np.empty((codes.shape[0], 64), np.uint8)
+    for b in range(codes.shape[0]):
+        for half in range(2):
+            for j in range(32):
+                byte = 0
+                for part in range(4):
+                    code = codes[b, 128 * half + 32 * part + j]
+                    byte |= (code >> shift & 3) << 2 * part
+                packed[b, 32 * half + j] = byte
+    return packed
+
+
+@compiled
+def pack_bits(codes, shift):
+    """Pack bit ``shift`` of codes (blocks, 256): bit g of byte j is that of element 32 g + j."""
+    packed = np.empty((codes.shape[0], 32), np.uint8)
+    for b in range(codes.shape[0]):
+        for j in range(32):
+            byte = 0
+            for g in range(8):
+                byte |= (codes[b, 32 * g + j] >> shift & 1) << g
+            packed[b, j] = byte
+    return packed
+
+
+@compiled
+def pack_six_pairs(ls, lm):
     """Pack eight scales and eight minimums of six bits (blocks, 8) into 12 bytes.
 
     Bytes 0-3 are scales 0-3, bytes 4-7 minimums 0-3, and bytes 8-11 the low nibbles of scales
     and minimums 4-7, whose upper two bits lie above numbers 0-3.
     """
-    first = np.concatenate([ls[:, :4], lm[:, :4]], axis=1)
-    upper = np.concatenate([ls[:, 4:], lm[:, 4:]], axis=1) >> 4 << 6
-    return np.concatenate([first | upper, ls[:, 4:] & 15 | lm[:, 4:] << 4], axis=1)
+    packed = np.empty((ls.shape[0], 12), np.uint8)
+    for b in range(ls.shape[0]):
+        for j in range(4):
+            packed[b, j] = ls[b, j] | ls[b, j + 4] >> 4 << 6
+            packed[b, j + 4] = lm[b, j] | lm[b, j + 4] >> 4 << 6
+            packed[b, j + 8] = ls[b, j + 4] & 15 | lm[b, j + 4] << 4
+    return packed
 
 
-def unpack_six_pairs(packed: Integers) -> tuple[Integers, Integers]:
+@compiled
+def unpack_six_pairs(packed):
     """Return the eight scales and eight minimums (blocks, 8) of ``pack_six_pairs``."""
-    first, low = packed[:, :8], packed[:, 8:]
-    upper = first >> 6 << 4
-    ls = np.concatenate([first[:, :4] & 63, low & 15 | upper[:, :4]], axis=1)
-    return ls, np.concatenate([first[:, 4:] & 63, low >> 4 | upper[:, 4:]], axis=1)
+    ls = np.empty((packed.shape[0], 8), np.uint8)
+    lm = np.empty((packed.shape[0], 8), np.uint8)
+    for b in range(packed.shape[0]):
+        for j in range(4):
+            ls[b, j], lm[b, j] = packed[b, j] & 63, packed[b, j + 4] & 63
+            ls[b, j + 4] = packed[b, j + 8] & 15 | packed[b, j] >> 6 << 4
+            lm[b, j + 4] = packed[b, j + 8] >> 4 | packed[b, j + 4] >> 6 << 4
+    return ls, lm
 
 
 def pack_four_pairs(ls: Integers, lm: Integers) -> Integers:
@@ -71,23 +94,37 @@ def unpack_four_pairs(packed: Integers) -> tuple[Integers, Integers]:
     return packed & 15, packed >> 4
 
 
-def pack_six(ls: Integers) -> Integers:
+@compiled
+def pack_six(ls):
     """Pack sixteen scales of six bits (blocks, 16) into 12 bytes.
 
     Scale g has its low nibble in byte g mod 8 (g < 8 low, else high), its upper two bits at bit
     2 (g div 4) of byte 8 + g mod 4.
     """
-    low = ls[:, :8] & 15 | ls[:, 8:] << 4
-    upper = ls >> 4
-    pairs = upper[:, :4] | upper[:, 4:8] << 2 | upper[:, 8:12] << 4 | upper[:, 12:] << 6
-    return np.concatenate([low, pairs], axis=1)
+    packed = np.zeros((ls.shape[0], 12), np.uint8)
+    for b in range(ls.shape[0]):
+        for g in range(16):
+            packed[b, g % 8] |= (ls[b, g] & 15) << g // 8 * 4
+            packed[b, 8 + g % 4] |= ls[b, g] >> 4 << g // 4 * 2
+    return packed
 
 
-def unpack_six(packed: Integers) -> NDArray[np.int8]:
+@compiled
+def unpack_six(packed):
     """Return the sixteen scales (blocks, 16) of ``pack_six`` minus 32."""
-    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
-    upper = np.concatenate([packed[:, 8:] >> 2 * k & 3 for k in range(4)], axis=1)
-    return (low | upper << 4).astype(np.int8) - np.int8(32)
+    ls = np.empty((packed.shape[0], 16), np.int8)
+    for b in range(packed.shape[0]):
+        for g in range(16):
+            low = packed[b, g % 8] >> g // 8 * 4 & 15
+            upper = packed[b, 8 + g % 4] >> g // 4 * 2 & 3
+            ls[b, g] = np.int8(low | upper << 4) - 32
+    return ls
+
+
+@compiled
+def number(code):
+    """Return a small code as a float32: a 64-bit integer, Numba's usual one, would take longer."""
+    return np.float32(np.int32(code))
 
 
 @compiled
@@ -95,61 +132,80 @@ def read_q4(raw, at, steps, shifts, out):
     """Fill out (blocks, 256) with step l - shift, nibbles l from byte ``at`` of each block."""
     for b in range(raw.shape[0]):
         for g in range(4):
-            s, m, s2, m2 = (
-                steps[b, 2 * g],
-                shifts[b, 2 * g],
-                steps[b, 2 * g + 1],
-                shifts[b, 2 * g + 1],
-            )
+            s, m = steps[b, 2 * g], shifts[b, 2 * g]
+            s2, m2 = steps[b, 2 * g + 1], shifts[b, 2 * g + 1]
             for j in range(32):
                 byte = raw[b, at + 32 * g + j]
-                out[b, 64 * g + j] = s * np.float32(byte & 15) - m
-                out[b, 64 * g + 32 + j] = s2 * np.float32(byte >> 4) - m2
+                out[b, 64 * g + j] = s * number(byte & 15) - m
+                out[b, 64 * g + 32 + j] = s2 * number(byte >> 4) - m2
 
 
 @compiled
 def read_q5(raw, high, at, steps, shifts, out):
     """Do as ``read_q4`` with fifth bits: bit g of byte ``high`` + j for element 32 g + j."""
     for b in range(raw.shape[0]):
-        for g in range(8):
-            s, m = steps[b, g], shifts[b, g]
+        for g in range(4):
+            s, m = steps[b, 2 * g], shifts[b, 2 * g]
+            s2, m2 = steps[b, 2 * g + 1], shifts[b, 2 * g + 1]
+            bit, bit2 = np.uint8(1 << 2 * g), np.uint8(2 << 2 * g)
             for j in range(32):
-                nibble = raw[b, at + 32 * (g // 2) + j] >> 4 * (g % 2) & 15
-                code = nibble | (raw[b, high + j] >> g & 1) << 4
-                out[b, 32 * g + j] = s * np.float32(code) - m
+                byte, fifths = raw[b, at + 32 * g + j], raw[b, high + j]
+                fifth, fifth2 = 16 * ((fifths & bit) != 0), 16 * ((fifths & bit2) != 0)
+                out[b, 64 * g + j] = s * number(byte & 15 | fifth) - m
+                out[b, 64 * g + 32 + j] = s2 * number(byte >> 4 | fifth2) - m2
 
 
 @compiled
 def read_q2(raw, at, steps, shifts, out):
     """Fill out (blocks, 256) with step l - shift, quarters l from byte ``at`` of each block."""
     for b in range(raw.shape[0]):
-        for g in range(16):
-            s, m = steps[b, g], shifts[b, g]
+        for g in (0, 1, 8, 9):  # and g + 2, g + 4, g + 6 lie in the same bytes
+            first, byte = 16 * g, at + 32 * (g // 8) + 16 * (g % 2)
+            s, m, s2, m2 = steps[b, g], shifts[b, g], steps[b, g + 2], shifts[b, g + 2]
+            s4, m4, s6, m6 = steps[b, g + 4], shifts[b, g + 4], steps[b, g + 6], shifts[b, g + 6]
             for j in range(16):
-                byte = raw[b, at + 32 * (g // 8) + 16 * (g % 2) + j]
-                out[b, 16 * g + j] = s * np.float32(byte >> 2 * (g // 2 % 4) & 3) - m
+                quarters = raw[b, byte + j]
+                out[b, first + j] = s * number(quarters & 3) - m
+                out[b, first + 32 + j] = s2 * number(quarters >> 2 & 3) - m2
+                out[b, first + 64 + j] = s4 * number(quarters >> 4 & 3) - m4
+                out[b, first + 96 + j] = s6 * number(quarters >> 6) - m6
 
 
 @compiled
 def read_q3(raw, high, at, steps, out):
     """Fill out with step (l - 4): quarters from byte ``at``, third bits from byte ``high``."""
     for b in range(raw.shape[0]):
-        for g in range(16):
-            s = steps[b, g]
+        for g in (0, 1, 8, 9):  # as in ``read_q2``
+            first, byte = 16 * g, at + 32 * (g // 8) + 16 * (g % 2)
+            s, s2, s4, s6 = steps[b, g], steps[b, g + 2], steps[b, g + 4], steps[b, g + 6]
             for j in range(16):
-                quarter = raw[b, at + 32 * (g // 8) + 16 * (g % 2) + j] >> 2 * (g // 2 % 4) & 3
-                bit = raw[b, high + 16 * (g % 2) + j] >> g // 2 & 1
-                out[b, 16 * g + j] = s * np.float32(quarter + 4 * bit - 4)
+                low = raw[b, byte + j]
+                top = raw[b, high + 16 * (g % 2) + j] >> g // 8 * 4
+                out[b, first + j] = s * number((low & 3 | (top & 1) << 2) - 4)
+                out[b, first + 32 + j] = s2 * number((low >> 2 & 3 | (top & 2) << 1) - 4)
+                out[b, first + 64 + j] = s4 * number((low >> 4 & 3 | top & 4) - 4)
+                out[b, first + 96 + j] = s6 * number((low >> 6 | (top & 8) >> 1) - 4)
 
 
 @compiled
 def read_q6(raw, at, steps, out):
     """Fill out with step (l - 32): far nibbles from byte 0, upper quarters from byte ``at``."""
     for b in range(raw.shape[0]):
-        for g in range(16):
-            s, half, part = steps[b, g], g // 8, g // 2 % 4
+        for g in (0, 1, 8, 9):  # as in ``read_q2``
+            first, nibbles = 16 * g, 64 * (g // 8) + 16 * (g % 2)
+            s, s2, s4, s6 = steps[b, g], steps[b, g + 2], steps[b, g + 4], steps[b, g + 6]
             for j in range(16):
-                k = 16 * (g % 2) + j
-                nibble = raw[b, 64 * half + 32 * (part % 2) + k] >> 4 * (part // 2) & 15
-                upper = raw[b, at + 32 * half + k] >> 2 * part & 3
-                out[b, 16 * g + j] = s * np.float32(nibble + 16 * upper - 32)
+                byte, far = raw[b, nibbles + j], raw[b, nibbles + 32 + j]
+                top = raw[b, at + 32 * (g // 8) + 16 * (g % 2) + j]
+                out[b, first + j] = s * number((byte & 15 | (top & 3) << 4) - 32)
+                out[b, first + 32 + j] = s2 * number((far & 15 | (top & 12) << 2) - 32)
+                out[b, first + 64 + j] = s4 * number((byte >> 4 | top & 48) - 32)
+                out[b, first + 96 + j] = s6 * number((far >> 4 | (top & 192) >> 2) - 32)
+
+
+@compiled
+def read_q8(d, codes, out):
+    """Fill out (blocks, 256) with d l."""
+    for b in range(out.shape[0]):
+        for i in range(256):
+            out[b, i] = d[b] * np.float32(codes[b, i])

@@ -53,7 +53,7 @@ class Q2_K(BlockType):
         """Search the sub-blocks, then share d and dmin."""
         found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
         flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
-        flat["qs"] = bits.pack_quarters(found.codes)
+        flat["qs"] = bits.pack_quarters(found.codes, 0)
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -86,13 +86,13 @@ class Q3_K(BlockType):
         d, scales, codes = quantize_q3(rows, imatrix)
         flat = blocks.reshape(-1)
         flat["d"], flat["scales"] = d, scales
-        flat["qs"], flat["hmask"] = bits.pack_quarters(codes & 3), bits.pack_bits(codes >> 2)
+        flat["qs"], flat["hmask"] = bits.pack_quarters(codes, 0), bits.pack_bits(codes, 2)
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply out d (s - 32), then unpack."""
         flat = blocks.reshape(-1)
-        steps = spread(flat["d"], bits.unpack_six(flat["scales"]))
+        steps = spread(flat["d"], bits.unpack_six(np.ascontiguousarray(flat["scales"])))
         bits.read_q3(as_bytes(flat), 0, 32, steps, rows.reshape(-1, 256))
 
 
@@ -122,7 +122,7 @@ class Q4_K(BlockType):
         """Search the sub-blocks, then share d and dmin."""
         found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
         flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
-        flat["qs"] = bits.pack_nibbles(found.codes)
+        flat["qs"] = bits.pack_nibbles(found.codes, 32)
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -155,8 +155,8 @@ class Q5_K(BlockType):
         """Search the sub-blocks, then share d and dmin."""
         found, flat = quantize_affine(rows, imatrix, cls.grid), blocks.reshape(-1)
         flat["d"], flat["dmin"], flat["scales"] = found.d, found.dmin, found.scales
-        flat["qs"] = bits.pack_nibbles(found.codes & 15)
-        flat["qh"] = bits.pack_bits(found.codes >> 4)
+        flat["qs"] = bits.pack_nibbles(found.codes, 32)
+        flat["qh"] = bits.pack_bits(found.codes, 4)
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -190,13 +190,13 @@ class Q6_K(BlockType):
         d, scales, codes = quantize_q6(rows, imatrix)
         flat = blocks.reshape(-1)
         flat["d"], flat["scales"] = d, scales
-        flat["ql"], flat["qh"] = bits.pack_far_nibbles(codes & 15), bits.pack_quarters(codes >> 4)
+        flat["ql"], flat["qh"] = bits.pack_nibbles(codes, 64), bits.pack_quarters(codes, 4)
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply out d s, then unpack."""
         flat = blocks.reshape(-1)
-        steps = spread(flat["d"], flat["scales"])
+        steps = spread(flat["d"], np.ascontiguousarray(flat["scales"]))
         bits.read_q6(as_bytes(flat), 128, steps, rows.reshape(-1, 256))
 
 
@@ -218,13 +218,13 @@ class Q8_K(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Find the signed extreme, then codes and their sums."""
         flat = blocks.reshape(-1)
-        flat["d"], flat["qs"] = quantize_q8(rows.reshape(-1, 256))
-        flat["bsums"] = flat["qs"].reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
+        quantize_q8(rows.reshape(-1, 256), flat["d"], flat["qs"], flat["bsums"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply by d."""
-        np.multiply(blocks["d"][..., None], blocks["qs"], out=rows.reshape(*blocks.shape, 256))
+        flat = blocks.reshape(-1)
+        bits.read_q8(flat["d"], flat["qs"], rows.reshape(-1, 256))
 
 
 def as_bytes(flat: Blocks) -> Bytes:

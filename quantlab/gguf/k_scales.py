@@ -17,6 +17,7 @@ from quantlab.gguf.k_packing import (
     unpack_six_pairs,
 )
 from quantlab.gguf.lanes import MAGIC, MANTISSA, MIDDLE, TINY, nearest
+from quantlab.gguf.rounding import bits, half_float
 from quantlab.gguf.search import (
     affine,
     affine_codes,
@@ -28,6 +29,7 @@ from quantlab.gguf.search import (
 from quantlab.native import compiled
 
 Halves = NDArray[np.float16]
+SMALLEST, INFINITY = np.int32(0), np.int32(0x7F800000)  # float32's bits
 
 
 class AffineGrid(NamedTuple):
@@ -83,6 +85,7 @@ def pack_pairs(ls: Bytes, lm: Bytes) -> Bytes:
 
 def spread_pairs(d: Halves, dmin: Halves, scales: Bytes) -> tuple[Floats, Floats]:
     """Return d ls and dmin lm (blocks, 8 or 16) of packed scales (blocks, 12 or 16)."""
+    scales = np.ascontiguousarray(scales)
     ls, lm = unpack_six_pairs(scales) if scales.shape[1] == 12 else unpack_four_pairs(scales)
     return spread(d, ls), spread(dmin, lm)
 
@@ -124,23 +127,46 @@ def quantize_q6(rows: Floats, imatrix: Floats | None) -> tuple[Halves, NDArray[n
     return d, scales, codes.reshape(-1, 256)
 
 
-@np.errstate(all="ignore")
-def quantize_q8(x: Floats) -> tuple[Floats, NDArray[np.int8]]:
-    """Return Q8_K's d (blocks,) and codes (blocks, 256)."""
-    d, inverse = divide_extreme(x, 127, np.float32(0))
-    codes = nearest_integers(inverse[:, None] * x)
-    return d, np.minimum(codes, 127).astype(np.int8)
+@compiled
+def quantize_q8(x, d, codes, sums):
+    """Fill Q8_K's d (blocks,), codes (blocks, 256) and sums of 16 codes from x (blocks, 256)."""
+    step, inverse = divide_extreme(x, 127, np.float32(0))
+    for b in range(x.shape[0]):
+        d[b] = step[b]
+        for g in range(16):
+            total = np.int32(0)
+            for i in range(16 * g, 16 * g + 16):
+                code = min(nearest(inverse[b] * x[b, i]), np.int32(127))
+                codes[b, i] = code
+                total += code
+            sums[b, g] = total
 
 
-def divide_extreme(values: Floats, levels: int, least: np.float32) -> tuple[Floats, Floats]:
+@compiled
+def divide_extreme(values, levels, least):
     """Return d = 1 / inverse and inverse = -levels / M, M each row's first value of largest size.
 
-    Both are 0 where M is, or is smaller than ``least``.
+    Both are 0 where M is, or is smaller than ``least``. NaN is never the largest.
     """
-    extreme = signed_extreme(values)
-    whole = (extreme != 0) & ~(np.abs(extreme) < least)
-    inverse = np.where(whole, np.float32(-levels) / extreme, np.float32(0))
-    return np.where(whole, np.float32(1) / inverse, np.float32(0)), inverse
+    d, inverse = np.zeros(values.shape[0], np.float32), np.zeros(values.shape[0], np.float32)
+    for b in range(values.shape[0]):
+        size, at = SMALLEST, 0
+        for i in range(values.shape[1]):
+            size = max(size, ordered_bits(values[b, i]))
+        while ordered_bits(values[b, at]) != size:
+            at += 1
+        extreme = values[b, at]
+        if extreme != 0 and not abs(extreme) < least:
+            inverse[b] = np.float32(-levels) / extreme
+            d[b] = np.float32(1) / inverse[b]
+    return d, inverse
+
+
+@compiled
+def ordered_bits(v):
+    """Return integers that order sizes, as loops find the largest integer with vectors; NaN: 0."""
+    size = np.float32(v).view(np.int32) & np.int32(0x7FFFFFFF)
+    return size if size <= INFINITY else np.int32(0)
 
 
 def round_symmetric(x: Floats, steps: Floats, half: int, codes: Bytes) -> None:
@@ -176,14 +202,6 @@ def divide_range(values: Floats, levels: int) -> tuple[Floats, Bytes]:
     return largest / np.float32(levels), np.minimum(codes, np.uint8(levels))
 
 
-def signed_extreme(values: Floats) -> Floats:
-    """Return each row's first value of largest size, and 0 if none is larger (NaN is not)."""
-    size = np.nan_to_num(np.abs(values), nan=0.0, posinf=np.inf)
-    at = np.argmax(size, axis=1)[:, None]
-    found = np.take_along_axis(values, at, 1)[:, 0]
-    return np.where(np.take_along_axis(size, at, 1)[:, 0] > 0, found, np.float32(0))
-
-
 def nearest_integers(v: Floats) -> NDArray[np.int32]:
     """Round half to even as ``lanes.nearest`` does."""
     return ((v + MAGIC).view(np.int32) & MANTISSA) - MIDDLE
@@ -195,8 +213,19 @@ def to_half(d: Floats) -> Halves:
 
 
 def spread(d: Halves, codes: NDArray[np.uint8] | NDArray[np.int8]) -> Floats:
-    """Return d times each of its codes (blocks, n), in float32."""
-    return d.astype(np.float32)[:, None] * codes.astype(np.float32)
+    """Return d (blocks,) times each of its codes (blocks, n), in float32."""
+    return multiply(np.ascontiguousarray(bits(d)), codes)
+
+
+@compiled
+def multiply(d, codes):
+    """Do as ``spread``, with d as bits."""
+    steps = np.empty(codes.shape, np.float32)
+    for b in range(codes.shape[0]):
+        step = half_float(d[b])
+        for g in range(codes.shape[1]):
+            steps[b, g] = step * np.float32(codes[b, g])
+    return steps
 
 
 @compiled

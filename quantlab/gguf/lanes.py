@@ -69,23 +69,24 @@ def store_codes(tile, start, out):
 
 
 @compiled
-def find_extremes(t, n):
-    """Put each block's first weight of largest size into the row HIGH."""
-    for j in range(LANES):
+def find_extremes(t, n, lanes):
+    """Put the first weight of largest size of each of so many blocks into the row HIGH."""
+    for j in range(lanes):
         t[HIGH + j] = ZERO
     for i in range(n):
-        x = X + i * LANES
-        for j in range(LANES):
-            t[HIGH + j] = t[x + j] if abs(t[x + j]) > abs(t[HIGH + j]) else t[HIGH + j]
+        at = X + i * LANES
+        for j in range(lanes):
+            x, high = t[at + j], t[HIGH + j]
+            t[HIGH + j] = x if abs(x) > abs(high) else high
 
 
 @compiled
-def product_sums(t, n, low, high):
+def product_sums(t, low, high):
     """Round the weights times TRY to codes; SLX = sum (w x) l, SLL = sum (w l) l."""
     for j in range(LANES):
         t[SLX + j] = ZERO
         t[SLL + j] = ZERO
-    for i in range(n):
+    for i in range(SIXTEEN):
         at = i * LANES
         for j in range(LANES):
             code = clipped(t[TRY + j] * t[X + at + j], low, high)

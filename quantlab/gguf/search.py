@@ -3,11 +3,11 @@
 x are the n weights of a block, w their importances, l their codes. Every function takes whole
 arrays, ``x`` and ``w`` as (blocks, n) float32 with n <= 32, and returns arrays over blocks:
 
-- ``symmetric(x, w, half)`` -> scale, inverse: x ~ scale l with l in -half..half-1 (SYM).
+- ``symmetric(x, w, half)`` -> scale, inverse: n = 16, x ~ scale l, l in -half..half-1 (SYM).
 - ``coordinate(x)`` -> scale, codes: the same for l in -4..3, improved code by code (COORD).
 - ``affine(x, w, top, first, step, last, absolute)`` -> scale, minimum, inverse, base:
   x ~ scale l - minimum with l in 0..top (AFF); it stands in ``affine.py``.
-- ``positive(x, w, top)`` -> scale, codes: x ~ scale l for x >= 0, l in 0..top (POS).
+- ``positive(x, w, top)`` -> scale, codes: n <= 16, x ~ scale l for x >= 0, l in 0..top (POS).
 
 The codes that a search ended with are not kept where two numbers give them back:
 ``symmetric_codes(x, inverse, half)`` and ``affine_codes(x, inverse, base, top)``, both uint8.
@@ -27,6 +27,7 @@ from quantlab.gguf.lanes import (
     INFINITE,
     INVERSE,
     LANES,
+    MAGIC,
     MIDDLE,
     ONE,
     SCALE,
@@ -56,49 +57,72 @@ from quantlab.native import compiled
 __all__ = ["affine", "affine_codes", "coordinate", "positive", "symmetric", "symmetric_codes"]
 
 
+WX = L  # the rows of codes hold w x in this search, which keeps no codes
+
+
 @compiled
 def symmetric(x, w, half):
-    """Search the scale of (blocks, n) weights on the grid -half..half-1: scale and inverse.
+    """Search the scale of (blocks, 16) weights on the grid -half..half-1: scale and inverse.
 
     A candidate is an inverse: l = round(inverse x); its best scale is A/B, A = sum (w x) l and
     B = sum (w l) l, which leaves the error sum w x x - A A/B. The inverse is 0 if all codes are.
     """
-    blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
+    blocks = np.uintp(x.shape[0])
     scale, inverse = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
-    t = np.empty(TILE, np.float32)
+    t = np.zeros(TILE, np.float32)
     for start in range(np.uintp(0), blocks, LANES):
+        lanes = min(LANES, blocks - start)
         load(x, start, t, X)
         load(w, start, t, W)
-        find_extremes(t, n)
-        for j in range(LANES):
+        find_extremes(t, SIXTEEN, lanes)
+        for k in range(SIXTEEN * LANES):
+            t[WX + k] = t[W + k] * t[X + k]
+        for j in range(lanes):
             t[SCALE + j] = ZERO
             t[BEST + j] = -ONE
             t[INVERSE + j] = np.float32(-half) / t[HIGH + j]
         for k in range(19):
-            symmetric_candidate(t, n, half, k)
-        for j in range(LANES):
+            symmetric_candidate(t, half, k, lanes)
+        for j in range(lanes):
             alive = abs(t[HIGH + j]) >= TINY
-            t[SCALE + j] = t[SCALE + j] if alive else ZERO
-            t[INVERSE + j] = t[INVERSE + j] if alive else ZERO
-        store(t, SCALE, start, scale)
-        store(t, INVERSE, start, inverse)
+            scale[start + j] = t[SCALE + j] if alive else ZERO
+            inverse[start + j] = t[INVERSE + j] if alive else ZERO
     return scale, inverse
 
 
 @compiled
-def symmetric_candidate(t, n, half, k):
+def symmetric_candidate(t, half, k, lanes):
     """Try inverse 0 of 19, -half / extreme, or one of nine a little smaller or larger."""
     stretch = TENTH * np.float32(k - 10 + (k > 9)) if k else ZERO
-    for j in range(LANES):
+    for j in range(lanes):
         t[TRY + j] = -(np.float32(half) + stretch) / t[HIGH + j]
-    product_sums(t, n, np.int32(-half), np.int32(half - 1))
-    for j in range(LANES):
-        a, b = t[SLX + j], t[SLL + j]
-        scale, best = t[SCALE + j], t[BEST + j]
+    symmetric_sums(t, np.float32(-half), np.float32(half - 1))
+    for j in range(lanes):
+        a, b, best = t[SLX + j], t[SLL + j], t[BEST + j]
+        scale, inverse, ratio = t[SCALE + j], t[INVERSE + j], a / b
         better = (b > ZERO) & (a * a > best * b)
-        t[SCALE + j] = a / b if better else scale
-        t[BEST + j] = a / b * a if better else max(best, ZERO)  # below 0 only before the first
-        t[INVERSE + j] = t[TRY + j] if better else t[INVERSE + j]
+        t[SCALE + j] = ratio if better else scale
+        t[BEST + j] = ratio * a if better else max(best, ZERO)  # below 0 only before the first
+        t[INVERSE + j] = t[TRY + j] if better else inverse
+
+
+@compiled
+def symmetric_sums(t, low, high):
+    """Round the weights times TRY to codes; SLX = sum (w x) l, SLL = sum (w l) l.
+
+    TRY puts no weight far beyond the grid, so ``MAGIC`` rounds, and codes need not be integers.
+    """
+    for j in range(LANES):
+        t[SLX + j] = ZERO
+        t[SLL + j] = ZERO
+    for i in range(SIXTEEN):
+        at = i * LANES
+        for j in range(LANES):
+            code = t[TRY + j] * t[X + at + j] + MAGIC - MAGIC
+            code = code if code > low else low
+            code = code if code < high else high
+            t[SLX + j] += t[WX + at + j] * code
+            t[SLL + j] += t[W + at + j] * code * code
 
 
 @compiled
@@ -127,10 +151,10 @@ def coordinate(x):
         load(x, start, t, X)
         for k in range(n * LANES):
             t[W + k] = t[X + k] * t[X + k]
-        find_extremes(t, n)
+        find_extremes(t, n, min(LANES, blocks - start))
         for j in range(LANES):
             t[TRY + j] = np.float32(-4) / t[HIGH + j]
-        product_sums(t, n, np.int32(-4), np.int32(3))
+        product_sums(t, np.int32(-4), np.int32(3))
         improve(t, np.int32(-4), np.int32(3), -INFINITE, np.int32(-1))
         for j in range(LANES):
             alive = (abs(t[HIGH + j]) >= TINY) & (t[SLL + j] > ZERO)
@@ -167,7 +191,7 @@ def positive(x, w, top):
             positive_candidate(t, n, high, k)
         for j in range(LANES):
             t[TRY + j] = t[INVERSE + j]
-        product_sums(t, n, low, high)
+        product_sums(t, low, high)
         for k in range(L, L + n * LANES):  # a byte holds a code: -1, of a scale below 0, is 255
             t[k] = np.float32(np.int32(t[k]) & 255)
         improve(t, low, high, ZERO, np.int32(255))

@@ -65,10 +65,10 @@ def assert_positive(x, w, top):
         assert codes[b].tolist() == stored
 
 
-@pytest.mark.parametrize(("n", "half"), [(16, 32), (16, 4), (32, 8), (32, 16)])
-def test_symmetric_search_of_awkward_blocks_equals_the_slow_twin(n, half):
-    assert_symmetric(awkward(n), importances(awkward(n)), half)
-    assert_symmetric(awkward(n), awkward(n) ** 2, half)
+@pytest.mark.parametrize("half", [32, 16, 4])
+def test_symmetric_search_of_awkward_blocks_equals_the_slow_twin(half):
+    assert_symmetric(awkward(16), importances(awkward(16)), half)
+    assert_symmetric(awkward(16), awkward(16) ** 2, half)
 
 
 @given(blocks(16))

@@ -6,6 +6,7 @@ import numpy as np
 
 from quantlab.gguf import search
 from quantlab.gguf.block_type import Blocks, BlockType, Bytes, Floats
+from quantlab.gguf.nibbles import pack_fifth, pack_halves, unpack_halves
 from quantlab.gguf.rounding import (
     HALF_OVERFLOW,
     away,
@@ -39,8 +40,7 @@ class Q4_0(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Find the signed extreme of each block, then its codes."""
         flat = blocks.reshape(-1)
-        codes = signed_codes(rows, imatrix, 8, flat["d"])
-        pack_halves(codes, flat["qs"])
+        pack_halves(signed_codes(rows, imatrix, 8, flat["d"]), flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -69,8 +69,7 @@ class Q4_1(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Spread sixteen levels from least to largest weight."""
         flat = blocks.reshape(-1)
-        codes = affine_codes(rows, imatrix, 15, flat["d"], flat["m"])
-        pack_halves(codes, flat["qs"])
+        pack_halves(affine_codes(rows, imatrix, 15, flat["d"], flat["m"]), flat["qs"])
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
@@ -276,43 +275,6 @@ def first_zero(x, b):
         if x[b, j] == np.float32(0):
             return x[b, j]
     return np.float32(0)
-
-
-@compiled
-def pack_halves(codes, qs):
-    """Pack the low four bits of codes: the first half of each row low, the second half high."""
-    half = qs.shape[1]
-    for b in range(len(codes)):
-        for j in range(half):
-            qs[b, j] = (codes[b, j] & 15) | (codes[b, j + half] << 4)
-
-
-@compiled
-def pack_fifth(codes, qh):
-    """Pack the fifth bits of 32 codes a block, bit j of the four bytes for code j."""
-    for b in range(len(codes)):
-        for k in range(4):
-            byte = 0
-            for j in range(8):
-                byte |= (codes[b, 8 * k + j] >> 4) << j
-            qh[b, k] = byte
-
-
-@compiled
-def unpack_halves(qs, qh, d, m, offset, x):
-    """Fill x with (q - offset) d + m; ``qh`` and ``m`` may be empty."""
-    for b in range(d.size):
-        scale = half_float(d[b])
-        # Adding -0.0 changes no float, not even a zero's sign.
-        minimum = half_float(m[b]) if m.size else np.float32(-0.0)
-        fifth = np.uint32(0)
-        for k in range(qh.shape[1]):
-            fifth |= np.uint32(qh[b, k]) << np.uint32(8 * k)
-        for j in range(16):
-            low = np.int32(qs[b, j] & 15) | np.int32((fifth >> j) & 1) << 4
-            high = np.int32(qs[b, j] >> 4) | np.int32((fifth >> (j + 16)) & 1) << 4
-            x[b, j] = np.float32(low - np.int32(offset)) * scale + minimum
-            x[b, j + 16] = np.float32(high - np.int32(offset)) * scale + minimum
 
 
 @compiled

@@ -7,7 +7,7 @@ import torch
 
 from quantlab.floats import FP4_E2M1
 from quantlab.gguf.block_type import Blocks, BlockType, Bytes, Floats
-from quantlab.gguf.blocks import pack_halves
+from quantlab.gguf.nibbles import pack_halves
 from quantlab.native import compiled
 
 # Twice the values of FP4 E2M1, which are integers: 0 1 2 3 4 6 8 12, then the negative ones.

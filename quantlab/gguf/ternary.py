@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from quantlab.gguf.block_type import Blocks, BlockType, Floats
-from quantlab.gguf.rounding import (
-    HALF_OVERFLOW,
-    below,
-    bits,
-    half_bits,
-    half_float,
-    reciprocal,
-)
+from quantlab.gguf.rounding import HALF_OVERFLOW, below, bits, half_bits, half_float, reciprocal
 from quantlab.native import compiled
+
+# TQ1_0: first byte, bytes, trits a byte. As an array, loops of these lengths are not unrolled.
+PARTS = np.array([[0, 32, 5], [32, 16, 5], [48, 4, 4]])
 
 
 class TQ1_0(BlockType):
@@ -44,7 +40,7 @@ class TQ1_0(BlockType):
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Carry one trit after the other out of each byte."""
         flat = blocks.reshape(-1)
-        decode_base3(bits(flat["d"]), flat["qs"], rows.reshape(-1))
+        decode_base3(bits(flat["d"]), flat["qs"], rows.reshape(-1, cls.size))
 
 
 class TQ2_0(BlockType):
@@ -73,7 +69,7 @@ class TQ2_0(BlockType):
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply by the scale."""
         flat = blocks.reshape(-1)
-        decode_pairs(bits(flat["d"]), flat["qs"], 32, rows.reshape(-1))
+        decode_quarters(bits(flat["d"]), flat["qs"], rows.reshape(-1, cls.size))
 
 
 class Q2_0(BlockType):
@@ -102,7 +98,7 @@ class Q2_0(BlockType):
     def decode(cls, blocks: Blocks, rows: Floats) -> None:
         """Multiply by the scale."""
         flat = blocks.reshape(-1)
-        decode_pairs(bits(flat["d"]), flat["qs"], 1, rows.reshape(-1))
+        decode_neighbors(bits(flat["d"]), flat["qs"], rows.reshape(-1, cls.size))
 
 
 class Q1_0(BlockType):
@@ -164,54 +160,71 @@ def pack_pairs(codes, step, qs):
 
 
 @compiled
-def decode_pairs(d, qs, step, x):
-    """Fill x with d (code - 1), from pairs of bits as ``pack_pairs`` orders them."""
-    count = qs.shape[1]
-    for b in range(len(qs)):
+def decode_quarters(d, qs, x):
+    """Fill x with d (code - 1): the codes of byte j stand 32 weights apart, as in TQ2_0."""
+    step = qs.shape[1] // 2  # 32; a constant would be unrolled, and run nine times slower
+    for b in range(d.size):
         scale = half_float(d[b])
-        for start in range(0, count, step):
-            at = 4 * (count * b + start)
-            for j in range(step):
-                for k in range(4):
-                    code = np.int32(qs[b, start + j] >> (2 * k)) & np.int32(3)
-                    x[at + j + k * step] = np.float32(code - np.int32(1)) * scale
+        for half in range(2):
+            pairs = qs[b, step * half : step * half + step]
+            for k in range(4):
+                at = step * (4 * half + k)
+                weights = x[b, at : at + step]
+                for j in range(step):
+                    code = np.int32((pairs[j] >> np.uint8(2 * k)) & np.uint8(3))
+                    weights[j] = np.float32(code - np.int32(1)) * scale
 
 
 @compiled
-def base3_place(j):
-    """Return first weight, step and number of the trits in byte j of TQ1_0."""
-    if j < 32:
-        return j, 32, 5
-    if j < 48:
-        return 128 + j, 16, 5
-    return 192 + j, 4, 4
+def decode_neighbors(d, qs, x):
+    """Fill x with d (code - 1): the four codes of a byte stand side by side, as in Q2_0."""
+    for b in range(d.size):
+        scale = half_float(d[b])
+        for j in range(qs.shape[1]):
+            byte = np.uint32(qs[b, j])
+            for k in range(4):
+                code = np.int32((byte >> np.uint32(2 * k)) & np.uint32(3))
+                x[b, 4 * j + k] = np.float32(code - np.int32(1)) * scale
 
 
 @compiled
 def pack_base3(codes, qs):
     """Pack five or four trits a byte, as the fraction q / 243 in 256ths, rounded up."""
     for b in range(len(qs)):
-        for j in range(52):
-            first, step, count = base3_place(j)
-            q = 0
-            for t in range(count):
-                q = 3 * q + codes[b, first + step * t]
-            q *= 3 ** (5 - count)
-            qs[b, j] = (256 * q + 242) // 243
+        at = 0
+        for part in range(len(PARTS)):
+            start, size, count = PARTS[part]
+            for j in range(size):
+                q = 0
+                for t in range(count):
+                    q = 3 * q + codes[b, at + j + size * t]
+                q *= 3 ** (5 - count)
+                qs[b, start + j] = (256 * q + 242) // 243
+            at += size * count
 
 
 @compiled
 def decode_base3(d, qs, x):
-    """Fill x with d (trit - 1): times 3, the byte's carry is the next trit."""
-    for b in range(len(qs)):
+    """Fill x with d (trit - 1)."""
+    for b in range(d.size):
         scale = half_float(d[b])
-        for j in range(52):
-            first, step, count = base3_place(j)
-            rest = np.uint32(qs[b, j])
-            for t in range(count):
-                rest = (rest & np.uint32(255)) * np.uint32(3)
-                trit = np.int32(rest >> np.uint32(8)) - np.int32(1)
-                x[256 * b + first + step * t] = np.float32(trit) * scale
+        at = 0
+        for part in range(len(PARTS)):
+            start, size, count = PARTS[part]
+            power = 1
+            for _ in range(count):
+                carry_trits(qs[b, start : start + size], power, scale, x[b, at : at + size])
+                at += size
+                power *= 3
+
+
+@compiled
+def carry_trits(qs, power, scale, x):
+    """Fill x with one trit of each byte: times a power of 3, then 3; the carry is the trit."""
+    for j in range(x.size):
+        rest = (np.uint32(qs[j]) * np.uint32(power)) & np.uint32(255)
+        trit = np.int32((rest * np.uint32(3)) >> np.uint32(8)) - np.int32(1)
+        x[j] = np.float32(trit) * scale
 
 
 @compiled

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantlab.plot_awq import ratio_panels, saved_bars
 from quantlab.plot_blocks import bits_by_field, block_map, error_by_bits
 from quantlab.plot_errors import (
     clip_curve,
@@ -52,6 +53,8 @@ __all__ = [
     "level_lines",
     "number_line",
     "quality_ladder",
+    "ratio_panels",
+    "saved_bars",
     "sqnr_bars",
     "sweep_panels",
     "weight_histogram",

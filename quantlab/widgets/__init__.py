@@ -8,5 +8,13 @@ from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.memory_dial import MemoryDial
+from quantlab.widgets.ratio_slider import RatioSlider
 
-__all__ = ["BitInspector", "BlockExplorer", "ClipSlider", "ColumnSweep", "MemoryDial"]
+__all__ = [
+    "BitInspector",
+    "BlockExplorer",
+    "ClipSlider",
+    "ColumnSweep",
+    "MemoryDial",
+    "RatioSlider",
+]

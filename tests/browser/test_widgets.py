@@ -1,4 +1,4 @@
-"""All five widgets in a real JupyterLab, over small synthetic tables."""
+"""All six widgets in a real JupyterLab, over small synthetic tables."""
 
 import nbformat
 import pytest
@@ -8,6 +8,7 @@ SETUP = """
 import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
+from quantlab.widgets import RatioSlider
 """
 DIAL = """
 rows = [
@@ -30,7 +31,18 @@ X = torch.randn(16, 200, generator=generator, dtype=torch.float64)
 X[1:] += 0.9 * X[:-1]
 ColumnSweep(W, X @ X.T / 200, Scheme(3, 8), step=6)
 """
-TITLES = ["Memory dial", "Bit inspector", "Clip slider", "Column sweep", "Block explorer"]
+RATIO = """
+loud = X * torch.logspace(0, 2, 16, dtype=torch.float64)[:, None]
+RatioSlider(W, loud @ loud.T / 200, loud.abs().mean(1), Scheme(3, 8))
+"""
+TITLES = [
+    "Memory dial",
+    "Bit inspector",
+    "Clip slider",
+    "Column sweep",
+    "Ratio slider",
+    "Block explorer",
+]
 
 
 @pytest.fixture
@@ -39,7 +51,7 @@ def folder(tmp_path):
     folder = tmp_path / "course"
     folder.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# Widgets")]
-    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP, "BlockExplorer()"):
+    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP, RATIO, "BlockExplorer()"):
         cells.append(nbformat.v4.new_code_cell(source.strip()))
     cells.append(nbformat.v4.new_markdown_cell("## The end"))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}

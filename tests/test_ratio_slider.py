@@ -10,7 +10,7 @@ from quantlab.methods.awq import awq, input_scale
 from quantlab.scheme import Scheme
 from quantlab.widgets import RatioSlider
 from quantlab.widgets.base import VIEW
-from quantlab.widgets.ratio_slider import DRAWN, LOUDEST, drawn_columns
+from quantlab.widgets.ratio_slider import DRAWN, LOUDEST, column_steps, drawn_columns
 
 SCHEME = Scheme(3, 8)
 
@@ -48,7 +48,9 @@ def test_columns_come_loudest_first_divided_and_multiplied_by_the_scale(widget):
 def test_the_sentence_names_error_spread_and_step(widget):
     widget.move(ratio=0.0)
     assert widget.sentence.startswith("Ratio 0: the output error is 100 % of rounding to nearest;")
-    assert widget.sentence.endswith("and the mean step 1.00 times what it was at ratio 0.")
+    assert widget.sentence.endswith(
+        "1 times as coarse as at ratio 0, for the median column 1 times."
+    )
     widget.move(ratio=0.95)
     assert widget.sentence.startswith("Ratio 0.95: the output error is ")
     with pytest.raises(ValueError, match=r"ratio is 1\.0; choose one of 0\.0, 0\.05"):
@@ -64,12 +66,18 @@ def test_it_shows_as_view_image_and_sentence_in_a_small_table(widget):
 
 
 def test_of_many_columns_the_loudest_and_a_sample_are_drawn():
-    sizes = torch.arange(768.0)
-    shown = drawn_columns(sizes)
+    shown = drawn_columns(torch.arange(767, -1, -1))
     assert len(shown) == len(set(shown.tolist())) == DRAWN
     assert shown[:LOUDEST].tolist() == list(range(767, 767 - LOUDEST, -1))
     assert shown[-1] == 0
-    assert drawn_columns(torch.tensor([1.0, 3.0, 2.0])).tolist() == [1, 2, 0]
+    assert drawn_columns(torch.tensor([1, 2, 0])).tolist() == [1, 2, 0]
+
+
+def test_a_column_s_grid_gets_finer_by_its_scale_while_the_step_stands():
+    W = torch.tensor([[0.5, 4.0, 1.0, 2.0], [0.25, -4.0, 1.0, 2.0]]).double()
+    s = torch.tensor([2.0, 1.0, 1.0, 1.0]).double()
+    relative = column_steps(W * s, Scheme(3)) / s / column_steps(W, Scheme(3))
+    assert relative.tolist() == [0.5, 1, 1, 1]
 
 
 def test_a_weight_on_its_grid_and_a_silent_input_are_drawn_too():

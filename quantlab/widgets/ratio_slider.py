@@ -46,8 +46,9 @@ class RatioSlider(Widget):
         ratios = [step / 20 for step in range(20)]
         scales = [input_scale(sizes, r) for r in ratios]
         losses = [output_error(W, rounded(W, s, scheme), moment) for s in scales]
-        steps = [mean_step(W * s, scheme) for s in scales]
-        shown = drawn_columns(sizes)
+        steps = [column_steps(W * s, scheme) / s for s in scales]
+        order = sizes.argsort(descending=True, stable=True)
+        shown = drawn_columns(order)
         quieter = torch.stack([(sizes / s)[shown] for s in scales])
         larger = torch.stack([(W.abs().amax(0) * s)[shown] for s in scales])
         percent = [round(100 * loss / losses[0], 1) if losses[0] > 0 else 100.0 for loss in losses]
@@ -59,7 +60,7 @@ class RatioSlider(Widget):
             "losses": [float(f"{loss:.6g}") for loss in losses],
             "percent": percent,
             "sentences": [
-                describe(r, percent[k], quieter[k], larger[k], steps[k] / steps[0])
+                describe(r, percent[k], quieter[k], larger[k], (steps[k] / steps[0])[order])
                 for k, r in enumerate(ratios)
             ],
         }
@@ -87,25 +88,26 @@ class RatioSlider(Widget):
         )
 
 
-def drawn_columns(sizes: Tensor) -> Tensor:
-    """Return indices of the columns to draw, loudest first: all, or the loudest and a sample."""
-    order = sizes.argsort(descending=True, stable=True)
+def drawn_columns(order: Tensor) -> Tensor:
+    """Return the columns to draw, from all in order: the first and a sample of the rest."""
     if len(order) <= DRAWN:
         return order
     sample = torch.linspace(LOUDEST, len(order) - 1, DRAWN - LOUDEST).round().long()
     return torch.cat([order[:LOUDEST], order[sample]])
 
 
-def mean_step(weight: Tensor, scheme: Scheme) -> float:
-    """Return the mean distance of neighboring levels over all groups of a weight (out, in)."""
-    return scheme.grid(scheme.group(weight))[0].abs().mean().item()
+def column_steps(weight: Tensor, scheme: Scheme) -> Tensor:
+    """Return the mean distance of neighboring levels that each column meets, (in,)."""
+    groups = scheme.group(weight)
+    return scheme.grid(groups)[0].abs().mean(0).repeat_interleave(groups.shape[-1])
 
 
-def describe(ratio: float, percent: float, inputs: Tensor, weights: Tensor, step: float) -> str:
-    """Say what one ratio does."""
+def describe(ratio: float, percent: float, inputs: Tensor, weights: Tensor, steps: Tensor) -> str:
+    """Say what one ratio does; ``steps`` are relative to ratio 0, the loudest column first."""
     spread = [short((t.max() / t.clamp(min=1e-300).min()).item()) for t in (inputs, weights)]
     return (
         f"Ratio {ratio:g}: the output error is {percent:g} % of rounding to nearest; the loudest "
         f"input is {spread[0]} times the quietest, the largest column of weights {spread[1]} times "
-        f"the smallest, and the mean step {step:.2f} times what it was at ratio 0."
+        f"the smallest; for the loudest column the grid is {short(steps[0].item(), 2)} times as "
+        f"coarse as at ratio 0, for the median column {short(steps.median().item(), 3)} times."
     )

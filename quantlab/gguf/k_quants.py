@@ -218,7 +218,7 @@ class Q8_K(BlockType):
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
         """Find the signed extreme, then codes and their sums."""
         flat = blocks.reshape(-1)
-        quantize_q8(rows.reshape(-1, 256), flat["d"], flat["qs"], flat["bsums"])
+        flat["d"], flat["qs"], flat["bsums"] = quantize_q8(rows.reshape(-1, 256))
 
     @classmethod
     def decode(cls, blocks: Blocks, rows: Floats) -> None:

@@ -96,9 +96,9 @@ def quantize_q3(rows: Floats, imatrix: Floats | None) -> tuple[Halves, Bytes, By
     x = rows.reshape(-1, 16)
     if imatrix is None:
         scale, codes = coordinate(x)
-        d, inverse = divide_extreme(scale.reshape(-1, 16), 32, np.float32(0))
-        ls = nearest_integers(inverse[:, None] * scale.reshape(-1, 16))
-        ls = np.where(inverse[:, None] != 0, np.clip(ls, -32, 31) + 32, 0).astype(np.uint8)
+        values = scale.reshape(-1, 16)
+        d, inverse = divide_extreme(values, 32, np.float32(0))
+        ls = symmetric_codes(values, inverse, 32)
     else:
         w = weigh(rows, imatrix, 2).reshape(-1, 16)
         scale, inverse = symmetric(x, w, 4)
@@ -128,18 +128,19 @@ def quantize_q6(rows: Floats, imatrix: Floats | None) -> tuple[Halves, NDArray[n
 
 
 @compiled
-def quantize_q8(x, d, codes, sums):
-    """Fill Q8_K's d (blocks,), codes (blocks, 256) and sums of 16 codes from x (blocks, 256)."""
-    step, inverse = divide_extreme(x, 127, np.float32(0))
+def quantize_q8(x):
+    """Return Q8_K's d (blocks,), codes (blocks, 256) and sums of 16 codes of x (blocks, 256)."""
+    d, inverse = divide_extreme(x, 127, np.float32(0))
+    codes, sums = np.empty(x.shape, np.int8), np.empty((x.shape[0], 16), np.int16)
     for b in range(x.shape[0]):
-        d[b] = step[b]
+        for i in range(256):
+            codes[b, i] = min(nearest(inverse[b] * x[b, i]), np.int32(127))
         for g in range(16):
             total = np.int32(0)
             for i in range(16 * g, 16 * g + 16):
-                code = min(nearest(inverse[b] * x[b, i]), np.int32(127))
-                codes[b, i] = code
-                total += code
+                total += codes[b, i]
             sums[b, g] = total
+    return d, codes, sums
 
 
 @compiled
@@ -150,14 +151,14 @@ def divide_extreme(values, levels, least):
     """
     d, inverse = np.zeros(values.shape[0], np.float32), np.zeros(values.shape[0], np.float32)
     for b in range(values.shape[0]):
-        size, at = SMALLEST, 0
+        bits_of_largest = SMALLEST
         for i in range(values.shape[1]):
-            size = max(size, ordered_bits(values[b, i]))
-        while ordered_bits(values[b, at]) != size:
-            at += 1
-        extreme = values[b, at]
-        if extreme != 0 and not abs(extreme) < least:
-            inverse[b] = np.float32(-levels) / extreme
+            bits_of_largest = max(bits_of_largest, ordered_bits(values[b, i]))
+        largest, at = np.int32(bits_of_largest).view(np.float32), 0
+        if largest > 0 and not largest < least:
+            while abs(values[b, at]) != largest:
+                at += 1
+            inverse[b] = np.float32(-levels) / values[b, at]
             d[b] = np.float32(1) / inverse[b]
     return d, inverse
 
@@ -166,7 +167,7 @@ def divide_extreme(values, levels, least):
 def ordered_bits(v):
     """Return integers that order sizes, as loops find the largest integer with vectors; NaN: 0."""
     size = np.float32(v).view(np.int32) & np.int32(0x7FFFFFFF)
-    return size if size <= INFINITY else np.int32(0)
+    return np.int32(size if size <= INFINITY else 0)
 
 
 def round_symmetric(x: Floats, steps: Floats, half: int, codes: Bytes) -> None:

@@ -1,5 +1,6 @@
 // Two grids, the block's bytes and its weights' codes, and below them the bits that tie them.
 const HUES = ["blue", "orange", "green", "vermillion", "purple", "sky"];
+const LINES = ["solid", "dashed", "double", "dotted", "groove", "ridge"]; // no field depends on its color
 const PAIR = ["sky", "orange"]; // what the low and the high bits of a byte feed, as in style.css
 const WIDE = 32; // cells in a line: a sub-block of Q4_K is one line of weights
 const STEP = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: WIDE, ArrowUp: -WIDE, Home: -1e9, End: 1e9 };
@@ -65,12 +66,12 @@ function mark(list, groupOf, here) {
 }
 
 function rebuild({ bytes, codes, legend }, entry) {
-  const hue = (k) => `border-bottom: 4px solid var(--ql-${HUES[fieldOf(entry, k)]})`;
+  const edge = (field) => `border-bottom: 4px ${LINES[field]} var(--ql-${HUES[field]})`;
   fill(bytes, entry.data.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")),
-    (k) => ({ style: hue(k), "aria-label": entry.sentences.byte[k].split(" feed ")[0] }));
+    (k) => ({ style: edge(fieldOf(entry, k)), "aria-label": entry.sentences.byte[k].split(" feed ")[0] }));
   fill(codes, entry.codes.map(String), (i) => ({ "aria-label": `weight ${i}, ${entry.values[i]}` }));
   legend.replaceChildren(...entry.fields.map(([name, first, stop], k) => html("span",
-    { style: `border-bottom: 4px solid var(--ql-${HUES[k]}); margin-right: 14px` },
+    { style: `${edge(k)}; margin-right: 14px` },
     `${name}: ${stop - first} bytes`)));
 }
 
@@ -78,11 +79,11 @@ function rebuild({ bytes, codes, legend }, entry) {
 function draw(position, stage, self) {
   const entry = self.table.types[position.type];
   const ties = tied(entry, position);
-  const wide = Math.min(34, 640 / (8 * ties.length));
+  const wide = Math.min(34, (694 - 12 * ties.length) / (8 * ties.length));
   ties.forEach(({ byte, bits }, place) => {
-    const left = 20 + place * (8 * wide + 14);
+    const left = 20 + place * (8 * wide + 12);
     svg(stage, "text", { x: left, y: 16, class: "ql-label" },
-      `byte ${byte}, ${entry.fields[fieldOf(entry, byte)][0]}`);
+      ties.length > 5 ? `byte ${byte}` : `byte ${byte}, ${entry.fields[fieldOf(entry, byte)][0]}`);
     const look = { y: 24, width: wide, height: 28, stroke: "currentColor" };
     for (let bit = 7, x = left; bit >= 0; bit--, x += wide) {
       const on = bits[bit] >= 0; // in the color of the weights that they feed, or of their field
@@ -93,7 +94,7 @@ function draw(position, stage, self) {
         (entry.data[byte] >> bit) & 1);
     }
   });
-  const worth = position.look === "weight" ? `weight ${position.weight} = ${entry.symbols} = `
+  const worth = position.look === "weight" ? `weight ${position.weight} = `
     + `${entry.formulas[position.weight]} = ${entry.values[position.weight]}` : `weight = ${entry.symbols}`;
   svg(stage, "text", { x: 20, y: 78, style: "font-size:14px;font-weight:650" }, worth);
   return {

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import numba
+import numpy as np
+from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, threads: int) -> None:
@@ -26,7 +32,41 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Division by zero gives inf or NaN as in C and NumPy: a check would stop vectorizing.
     """
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # Numba's word for: no cache folder is writable
-        return numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # Numba's word for: no cache folder is writable
+        dispatcher._cache = LinkedCache(function)
+    return dispatcher
+
+
+class LinkedCache(FunctionCache):
+    """Numba's cache on disk, which also notices edits in the other files that a function uses.
+
+    Machine code contains all that it calls, but Numba's own key is the defining file alone: after
+    an upgrade of the package, a caller in an unchanged file would go on running the old code.
+    """
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), fingerprint(self._py_func))
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """Return a hash of what a function uses by name: compiled functions, numbers and arrays.
+
+    Asked at the first call, when all names exist. Uses of a module's attributes are not seen:
+    compiled functions import by name.
+    """
+    digest, waiting, seen = hashlib.sha256(), [function], {function}
+    while waiting:
+        used = waiting.pop()
+        code = used.__code__
+        literals = [value for value in code.co_consts if not isinstance(value, CodeType)]
+        digest.update(repr((code.co_code, literals, code.co_names)).encode())
+        for value in (used.__globals__.get(name) for name in code.co_names):
+            if isinstance(value, Dispatcher) and value.py_func not in seen:
+                seen.add(value.py_func)
+                waiting.append(value.py_func)
+            elif isinstance(value, np.ndarray):
+                digest.update(repr((value.dtype, value.shape)).encode() + value.tobytes())
+            elif isinstance(value, (int, float, tuple, np.generic)):
+                digest.update(repr(value).encode())
+    return digest.hexdigest()

@@ -33,8 +33,12 @@ from quantlab.floats import (
     FloatFormat,
     nf4_levels,
 )
+from quantlab.methods.adaround import AdaRound
+from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ, awq, mean_size
+from quantlab.methods.flexround import FlexRound
 from quantlab.methods.gptq import GPTQ, gptq, solve
+from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
@@ -45,6 +49,7 @@ from quantlab.pipeline import quantize_
 from quantlab.quiz import exercise
 from quantlab.report import Report
 from quantlab.scheme import Scheme
+from quantlab.sim import QuantSim
 from quantlab.tensor import (
     CalibrationError,
     PackedTensor,
@@ -71,13 +76,18 @@ __all__ = [
     "GPTQ",
     "NF4",
     "RTN",
+    "AdaRound",
+    "AdaScale",
     "Block",
     "CalibrationError",
     "Codebook",
     "Evaluation",
+    "FlexRound",
     "FloatFormat",
     "Method",
+    "OmniQuant",
     "PackedTensor",
+    "QuantSim",
     "QuantizedLinear",
     "QuantizedTensor",
     "Report",

@@ -60,11 +60,13 @@ class Encoding:
         >>> grid.quantize(torch.tensor([0.234, -9.0])).tolist()
         [0.20000000298023224, -0.30000001192092896]
         """
-        tensor = tensor.double() if self.bits > 16 else tensor  # float32 counts to 2^24 only
+        dtype = tensor.dtype  # half precision cannot count to 2^16, and float32 only to 2^24
+        tensor = tensor.to(torch.promote_types(dtype, torch.float32))
+        tensor = tensor.double() if self.bits > 16 else tensor
         scale, zero_point = self.spread(self.scale, tensor), self.spread(self.zero_point, tensor)
         parts = tensor if self.group_size is None else tensor.unflatten(1, (-1, self.group_size))
         codes = (torch.round(parts / scale) + zero_point).clamp(0, self.levels - 1)
-        return ((codes - zero_point) * scale).reshape(tensor.shape)
+        return ((codes - zero_point) * scale).reshape(tensor.shape).to(dtype)
 
     def spread(self, values: Tensor, tensor: Tensor) -> Tensor:
         """Return one value a tensor, channel or group in a shape that broadcasts."""
@@ -104,14 +106,7 @@ def write_encodings(path: str | Path, encodings: Mapping[str, Encoding], version
     ValueError
         If the version is another, or cannot express an encoding (0.6.1 knows no groups).
     """
-    if version not in VERSIONS:
-        raise ValueError(f"version is {version!r}; choose one of {', '.join(VERSIONS)}")
-    for name, one in encodings.items():
-        if one.symmetric and (one.scale < 0).any():
-            raise ValueError(
-                f"{name} has a scale of {one.scale.min().item():g}, and a symmetric encoding has "
-                "none below 0; apply a method whose scales stay positive, such as AdaScale"
-            )
+    check_encodings(encodings, version)
     write = {"0.6.1": entry_0_6_1, "1.0.0": entry_1_0_0}.get(version)
     top: dict[str, Any] = {"version": version, "producer": producer()}
     if write is None:
@@ -123,6 +118,23 @@ def write_encodings(path: str | Path, encodings: Mapping[str, Encoding], version
             top[key] = entries if version == "0.6.1" else list(entries.values())
         top |= {"excluded_layers": [], "quantizer_args": quantizer_args(told)}
     Path(path).write_text(json.dumps(top, indent=1) + "\n", encoding="utf-8")
+
+
+def check_encodings(encodings: Mapping[str, Encoding], version: str) -> None:
+    """Raise a ValueError if the version is unknown or cannot express an encoding."""
+    if version not in VERSIONS:
+        raise ValueError(f"version is {version!r}; choose one of {', '.join(VERSIONS)}")
+    for name, one in encodings.items():
+        if one.symmetric and (one.scale < 0).any():
+            raise ValueError(
+                f"{name} has a scale of {one.scale.min().item():g}, and a symmetric encoding has "
+                "none below 0; apply a method whose scales stay positive, such as AdaScale"
+            )
+        if version == "0.6.1" and one.group_size is not None:
+            raise ValueError(
+                f"{name} has groups of {one.group_size}; version 0.6.1 has no field for it, "
+                "1.0.0 and 2.0.0 have"
+            )
 
 
 def producer() -> dict[str, str]:
@@ -151,10 +163,6 @@ def quantizer_args(encodings: Mapping[str, Encoding]) -> dict[str, Any]:
 
 def entry_0_6_1(name: str, one: Encoding) -> list[dict[str, Any]]:
     """Return one dict a channel."""
-    if one.group_size is not None:
-        raise ValueError(
-            f"{name} has groups of {one.group_size}; version 0.6.1 has no field for it"
-        )
     return [
         {
             "bitwidth": one.bits,
@@ -215,19 +223,44 @@ def read_encodings(path: str | Path) -> dict[str, Encoding]:
     try:
         top = json.loads(Path(path).read_text(encoding="utf-8"))
         version = top["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no encodings: {error}") from error
-    if version not in VERSIONS:
-        raise ValueError(f"{path} has version {version!r}; known: {', '.join(VERSIONS)}")
+        if version not in VERSIONS:
+            raise ValueError(f"version {version!r}; known: {', '.join(VERSIONS)}")
+        told = entries(top, version)
+    except DAMAGE as error:
+        raise ValueError(f"{path} holds no encodings ({reason(error)})") from error
+    read = {"0.6.1": from_0_6_1, "1.0.0": from_1_0_0, "2.0.0": from_2_0_0}[version]
     found: dict[str, Encoding] = {}
-    for name, kind, entry in entries(top, version):
+    for name, kind, entry in told:
         try:
-            found[name] = {"0.6.1": from_0_6_1, "1.0.0": from_1_0_0, "2.0.0": from_2_0_0}[version](
-                entry, kind
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"{path}, {name}: the entry is not complete ({error})") from error
+            found[name] = sound(read(entry, kind))
+        except DAMAGE as error:
+            raise ValueError(f"{path}, {name}: the entry is damaged ({reason(error)})") from error
     return found
+
+
+DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError)
+
+
+def reason(error: Exception) -> str:
+    """Return an error's first line, with its kind where it is but a name."""
+    line = str(error).partition("\n")[0]
+    return f"no field {line}" if isinstance(error, KeyError) else line
+
+
+def sound(one: Encoding) -> Encoding:
+    """Return an encoding unless its numbers make no grid."""
+    if not isinstance(one.bits, int) or not 1 <= one.bits <= 32:
+        raise ValueError(f"{one.bits!r} bits")
+    if not isinstance(one.symmetric, bool):
+        raise ValueError(f"symmetric is {one.symmetric!r}")
+    size = one.group_size
+    if size is not None and not (isinstance(size, int) and size > 0):
+        raise ValueError(f"block_size is {size!r}")
+    if one.scale.shape != one.zero_point.shape or one.scale.numel() == 0:
+        raise ValueError(f"{one.scale.numel()} scales and {one.zero_point.numel()} zero points")
+    if not (torch.isfinite(one.scale).all() and (one.scale != 0).all()):
+        raise ValueError("a scale that is 0 or not finite")
+    return one
 
 
 def entries(top: dict[str, Any], version: str) -> Sequence[tuple[str, Kind, Any]]:

@@ -95,6 +95,13 @@ def named_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]
         if not held or "" in held:
             what = "is itself a layer" if held else "holds no Linear or Conv2d"
             raise UnsupportedModelError(f"{name!r} {what}; a block is a module around layers")
+        if list(names).count(name) > 1:
+            raise UnsupportedModelError(f"{name!r} is named twice")
+        for outer in names:
+            if name.startswith(f"{outer}."):
+                raise UnsupportedModelError(
+                    f"{name!r} lies inside {outer!r}; name only one of them"
+                )
     if not names:
         raise UnsupportedModelError("blocks names no block; pass at least one")
     return {name: modules[name] for name in names}

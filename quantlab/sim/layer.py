@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,8 @@ class Quantizer(nn.Module):
         """Observe, or round to the grid; before a range is known, pass."""
         if self.observing:
             low, high = (bound.item() for bound in x.detach().aminmax())
-            self.low, self.high = min(self.low, low), max(self.high, high)
+            self.low = low if math.isnan(low) else min(self.low, low)  # once NaN, always NaN
+            self.high = max(self.high, high)
         if self.observing or self.encoding is None:
             return x
         return self.encoding.quantize(x)
@@ -55,8 +59,8 @@ def plain_grid(rows: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     groups = scheme.group(rows)
     if not scheme.symmetric:
         return scheme.grid(groups)
-    _, high = start_range(groups.flatten(0, 1), scheme.bits)
-    scale = (high / (scheme.middle - 1)).view(groups.shape[:2])
+    low, high = start_range(groups.flatten(0, 1), scheme.bits)
+    scale = ((high - low) / (scheme.levels - 1)).view(groups.shape[:2])
     return scale, torch.full_like(scale, scheme.middle)
 
 
@@ -80,6 +84,16 @@ class SimulatedLayer(nn.Module):
         self.output = Quantizer(scheme) if scheme else None
 
     @property
+    def weight(self) -> Any:
+        """The quantized weight, for modules that read it themselves."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Any:
+        """The bias, for modules that read it themselves."""
+        return self.layer.bias
+
+    @property
     def float_layer(self) -> nn.Module:
         """The layer as it was in the model."""
         return self.kept[0]
@@ -93,6 +107,8 @@ class SimulatedLayer(nn.Module):
 def plain(weight: Tensor, scheme: Scheme, name: str) -> QuantizedTensor:
     """Round a weight to nearest on its min-max grid; a kernel as a matrix (out, in * kh * kw)."""
     rows = weight.detach().flatten(1).float()
+    if weight.ndim > 2 and scheme.group_size is not None:
+        raise ValueError(f"{name}: a Conv2d has no groups inside a row; choose group_size=None")
     check_weight(rows, name)
     try:
         scale, zero_point = plain_grid(rows, scheme)
@@ -106,6 +122,8 @@ def with_weight(layer: nn.Module, tensor: QuantizedTensor) -> nn.Module:
     quantized = copy.deepcopy(layer)
     weight = quantized.weight
     assert isinstance(weight, Tensor)  # for the type checker
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    tensor = replace(tensor, scale=tensor.scale.to(exact), zero_point=tensor.zero_point.to(exact))
     weight.data = tensor.dequantize().view(weight.shape).to(weight.dtype)
     return quantized
 

@@ -15,22 +15,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quantlab.block import Method
-from quantlab.checkpoint import write_folder
-from quantlab.export.encodings import VERSIONS, Encoding, encoding_of, write_encodings
-from quantlab.models.families import UnsupportedModelError, layers
-from quantlab.pipeline import left_in_float, replace_layers_
-from quantlab.report import Report
+from quantlab.export.encodings import Encoding, encoding_of
+from quantlab.models.families import UnsupportedModelError
+from quantlab.pipeline import replace_layers_
 from quantlab.scheme import Scheme
+from quantlab.sim.export import biases, onnx_example, write_export
 from quantlab.sim.layer import Quantizer, SimulatedLayer, plain, replace_, with_weight
+from quantlab.sim.report import SimReport, describe
 from quantlab.tensor import CalibrationError, QuantizedTensor
 from quantlab.walk import BATCH, check_data
 
@@ -79,11 +79,16 @@ class QuantSim(nn.Module):
             raise ValueError(f"weights take 2..8 bits here, the scheme says {weights.bits}")
         self.model = copy.deepcopy(model).eval()
         self.applied: str | None = None
-        for name, layer in layers(self.model).items():
-            tensor = plain(layer.weight.detach(), weights, name)
-            simulated = self.simulated(layer, with_weight(layer, tensor), tensor)
-            replace_(self, f"model.{name}".rstrip("."), simulated)
-        if not self.simulated_layers():
+        self.trained: dict[str, str] = {}
+        self.example: Tensor | None = None
+        twins: dict[int, SimulatedLayer] = {}
+        for path, layer in list(self.named_modules(remove_duplicate=False)):
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                if id(layer) not in twins:  # one layer in two places stays one
+                    tensor = plain(layer.weight, weights, path.removeprefix("model."))
+                    twins[id(layer)] = self.simulated(layer, with_weight(layer, tensor), tensor)
+                replace_(self, path, twins[id(layer)])
+        if not twins:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no Linear and no Conv2d; there is nothing to simulate"
             )
@@ -109,6 +114,10 @@ class QuantSim(nn.Module):
             if quantizer is not None
         }
 
+    def tensors(self) -> dict[str, str]:
+        """Return by name how each tensor is quantized, or "float: reason"."""
+        return describe(self.model, self.trained)
+
     # ------------------------------------------------------------ 2 apply
 
     def apply(  # type: ignore[override]  # nn.Module.apply is another verb; AIMET's word is ours
@@ -119,7 +128,7 @@ class QuantSim(nn.Module):
         blocks: str | Sequence[str] | None = None,
         checkpoint: str | Path | None = None,
         progress: bool | None = None,
-    ) -> Report:
+    ) -> SimReport:
         """Quantize the weights of every block with a method, and freeze their encodings.
 
         Activation quantizers are off meanwhile, and ranges that they have are dropped.
@@ -146,14 +155,16 @@ class QuantSim(nn.Module):
                 f"{self.applied} was applied already and its folded weights keep their scales; "
                 "make a new QuantSim of the float model"
             )
-        results: dict[int, tuple[nn.Module, QuantizedTensor]] = {}
+        results: dict[int, SimulatedLayer] = {}  # by the float layer
 
         def store(layer: nn.Module, tensor: QuantizedTensor) -> nn.Module:
+            tensor = replace(tensor, scale=tensor.scale.float())  # as encodings are written
             quantized = with_weight(layer, tensor)
-            results[id(quantized)] = layer, tensor
+            results[id(layer)] = self.simulated(layer, quantized, tensor)
             return quantized
 
-        with self.in_float() as model:
+        twins = self.places()
+        with self.swapped(lambda twin: twin.float_layer) as model:
             rows = replace_layers_(
                 model,
                 method,
@@ -165,32 +176,34 @@ class QuantSim(nn.Module):
                 store=store,
                 convolutions=True,
             )
-            for name, layer in list(model.named_modules()):
-                if id(layer) in results:
-                    original, tensor = results[id(layer)]
-                    replace_(self, f"model.{name}", self.simulated(original, layer, tensor))
+        for path, twin in twins.items():
+            replace_(self, path, results.get(id(twin.float_layer), twin))
         for quantizer in self.quantizers().values():
             quantizer.encoding = None
         self.applied = type(method).__name__
-        left = left_in_float(self.model)
-        done = {row.name for row in rows}
-        for name in self.simulated_layers().keys() - done:
-            left[name] = "outside the blocks: rounded to nearest, not trained"
-        left = {name: why for name, why in left.items() if not name.endswith(".layer")}
-        return Report(tuple(rows), left, self.applied, sum(row.seconds for row in rows))
+        self.trained = {row.name: f"by {self.applied}" for row in rows}
+        tensors = self.tensors()
+        left = {n: how[7:] for n, how in tensors.items() if how.startswith("float: ")}
+        seconds = sum(row.seconds for row in rows)
+        return SimReport(tuple(rows), left, self.applied, seconds, tensors)
+
+    def places(self) -> dict[str, SimulatedLayer]:
+        """Return the twins by their paths from here: all paths of a twin that has several."""
+        modules = self.named_modules(remove_duplicate=False)
+        return {path: m for path, m in modules if isinstance(m, SimulatedLayer)}
 
     @contextmanager
-    def in_float(self) -> Iterator[nn.Module]:
-        """Put the float layers in place; afterwards put back every twin that was not replaced."""
-        twins = self.simulated_layers()
-        for name, twin in twins.items():
-            replace_(self, f"model.{name}".rstrip("."), twin.float_layer)
+    def swapped(self, inner: Callable[[SimulatedLayer], nn.Module]) -> Iterator[nn.Module]:
+        """Put a part of every twin in its place; then back every twin that was not replaced."""
+        twins = self.places()
+        for path, twin in twins.items():
+            replace_(self, path, inner(twin))
         try:
             yield self.model
         finally:
-            for name, twin in twins.items():
-                if self.get_submodule(f"model.{name}".rstrip(".")) is twin.float_layer:
-                    replace_(self, f"model.{name}".rstrip("."), twin)
+            for path, twin in twins.items():
+                if self.get_submodule(path) is inner(twin):
+                    replace_(self, path, twin)
 
     # ------------------------------------------------------------ 3 and 4
 
@@ -236,8 +249,6 @@ class QuantSim(nn.Module):
             for quantizer in quantizers.values():
                 quantizer.observing = False
 
-    example: Tensor | None = None
-
     def check_calibrated(self) -> None:
         """Raise a CalibrationError that names activations without a range."""
         missing = [name for name, one in self.quantizers().items() if one.encoding is None]
@@ -253,6 +264,18 @@ class QuantSim(nn.Module):
         self.check_calibrated()
         return self.model(*args, **kwargs)
 
+    def weights_only(self) -> AbstractContextManager[nn.Module]:
+        """Lend the model with weights on their grids and activations in float.
+
+        Examples
+        --------
+        >>> sim = QuantSim(nn.Linear(4, 4), weights=Scheme(4), activations=Scheme(16))
+        >>> with sim.weights_only() as model:
+        ...     model(torch.ones(1, 4)).shape
+        torch.Size([1, 4])
+        """
+        return self.swapped(lambda twin: twin.layer)
+
     # ------------------------------------------------------------ 5 export
 
     def encodings(self) -> dict[str, Encoding]:
@@ -262,29 +285,10 @@ class QuantSim(nn.Module):
             found[f"{name}.weight".lstrip(".")] = twin.weight_encoding
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the model's tensors under the float model's names, weights on their grids."""
-        state = self.model.state_dict()
-        return {
-            name.replace(".layer.", ".").removeprefix("layer."): tensor
-            for name, tensor in state.items()
-        }
-
-    def biases(self) -> dict[str, Encoding]:
-        """Return the biases as int32 on the grid of their products: scale of input times weight."""
-        found = {}
-        for name, twin in self.simulated_layers().items():
-            bias, grid = getattr(twin.layer, "bias", None), twin.weight_encoding
-            if bias is None or twin.input is None or grid.group_size is not None:
-                continue
-            assert twin.input.encoding is not None  # calibrated: checked before
-            scale = twin.input.encoding.scale * grid.scale
-            middle = torch.full_like(scale, 2.0**31)
-            found[f"{name}.bias".lstrip(".")] = Encoding("bias", 32, True, scale, middle)
-        return found
-
-    def export(self, folder: str | Path, prefix: str, *, version: str = "1.0.0") -> None:
-        """Write ``prefix.safetensors`` and ``prefix.encodings``, and ONNX where it is installed.
+    def export(
+        self, folder: str | Path, prefix: str, *, version: str = "1.0.0", onnx: bool | None = None
+    ) -> None:
+        """Write ``prefix.safetensors`` and ``prefix.encodings``, and ``prefix.onnx``.
 
         Parameters
         ----------
@@ -294,22 +298,21 @@ class QuantSim(nn.Module):
             Of the files.
         version : "0.6.1", "1.0.0" or "2.0.0"
             Of the encodings.
+        onnx : bool, or None
+            None: where the packages ``onnx`` and ``onnxscript`` are installed and
+            ``compute_encodings`` was given a tensor. Its first sample is what is traced.
 
         Raises
         ------
         CalibrationError
             If activations have no range yet.
         ValueError
-            If the folder is taken, or the version cannot express an encoding.
+            If the folder is taken, the version cannot express an encoding, or ONNX cannot be made.
         """
         self.check_calibrated()
-        if version not in VERSIONS:
-            raise ValueError(f"version is {version!r}; choose one of {', '.join(VERSIONS)}")
-        encodings = self.encodings() | (self.biases() if version == "2.0.0" else {})
-
-        def write(partial: Path) -> None:
-            state = {name: tensor.contiguous() for name, tensor in self.state().items()}
-            save_file(state, partial / f"{prefix}.safetensors", metadata={"format": "pt"})
-            write_encodings(partial / f"{prefix}.encodings", encodings, version)
-
-        write_folder(Path(folder), write)
+        encodings = self.encodings()
+        if version == "2.0.0":
+            encodings |= biases(self.simulated_layers())
+        example = onnx_example(self.example, onnx)
+        with self.weights_only() as model:
+            write_export(model, encodings, version, Path(folder), prefix, example)

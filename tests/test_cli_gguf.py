@@ -1,9 +1,13 @@
 """``quantlab quantize --format gguf``: the file, the report, and errors of one line."""
 
+import errno
+import os
+
 import pytest
 
 import quantlab as ql
 from quantlab import cli, gguf
+from quantlab.export import gguf as export
 from quantlab.gguf.imatrix import Imatrix
 
 COMMAND = ("quantize", "storyteller", "--format", "gguf", "--out", "story.gguf")
@@ -69,6 +73,9 @@ WRONG = {
         "--format",
     ),
     "bits without method": ([*COMMAND, "--bits", "3"], "add --method"),
+    "group size without method": ([*COMMAND, "--group-size", "128"], "add --method"),
+    "calibration that nobody reads": ([*COMMAND, "--calibration", "t.txt"], "imatrix auto"),
+    "an empty type": ([*COMMAND, "--type", ""], "unknown GGUF preset ''"),
     "rounded again": ([*COMMAND, "--method", "rtn", "--type", "Q4_K_M"], "round again"),
 }
 
@@ -83,4 +90,51 @@ def test_every_expected_error_is_one_line_and_writes_nothing(
     assert error.startswith("quantlab: error: ")
     assert error.count("\n") == 1
     assert hint in error
+    assert list(folder.iterdir()) == []
+
+
+def test_a_gguf_file_of_rounded_weights_is_not_rounded_again(folder, capsys):
+    assert cli.main([*COMMAND, "--type", "Q8_0"]) == 0
+    assert cli.main(["quantize", "story.gguf", *COMMAND[2:-1], "again.gguf"]) == 2
+    error = capsys.readouterr().err
+    assert "token_embd.weight in story.gguf is rounded to Q8_0 already; start from" in error
+    assert cli.main([*COMMAND, "--type", "F16"]) == 0
+    assert cli.main(["quantize", "story.gguf", *COMMAND[2:-1], "again.gguf"]) == 0
+    assert [path.name for path in sorted(folder.iterdir())] == ["again.gguf", "story.gguf"]
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(folder, capsys):
+    os.mkfifo(folder / "pipe")
+    assert cli.main([*COMMAND[:-1], "pipe"]) == 2
+    assert "pipe cannot be a file" in capsys.readouterr().err
+    with pytest.raises(OSError, match="is no regular file; nothing written"):
+        gguf.write(folder / "pipe", {}, {})
+    assert [path.name for path in folder.iterdir()] == ["pipe"]
+    assert (folder / "pipe").is_fifo()
+
+
+def test_an_interrupt_in_the_middle_leaves_nothing_behind(folder, capsys, monkeypatch):
+    done = []
+
+    def interrupted(rows, *_):
+        done.append(rows)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return quantize(rows, *_)
+
+    quantize = export.quantize
+    monkeypatch.setattr(export, "quantize", interrupted)
+    assert cli.main([*COMMAND]) == 130
+    assert capsys.readouterr().err == "quantlab: error: interrupted; nothing written\n"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, capsys, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("quantlab.gguf.writer.os.fsync", full)
+    assert cli.main([*COMMAND]) == 2
+    error = capsys.readouterr().err
+    assert error == "quantlab: error: story.gguf: No space left on device; nothing written\n"
     assert list(folder.iterdir()) == []

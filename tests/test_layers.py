@@ -28,7 +28,7 @@ ROWS = (
         "weight_histogram",
     ),
     ("plot", "plot_*", "widgets", "quiz", "exercise*", "notebook", "show", "course", "doctor"),
-    ("demo", "cli", "__init__", "__main__"),
+    ("demo", "cli_quantize", "cli", "__init__", "__main__"),
 )
 # Heavy or optional packages, and the only rooms that may import them.
 ROOMS = {

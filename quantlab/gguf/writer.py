@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tempfile
@@ -179,6 +180,8 @@ def tensor_data(name: str, raw: Raw, size: int) -> Bytes:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path`` that takes its place at the end, or vanishes."""
+    if path.exists() and not path.is_file():  # replacing /dev/null would break the machine
+        raise OSError(errno.EEXIST, "is no regular file; nothing written", str(path))
     try:
         handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:

@@ -138,3 +138,72 @@ def adascale_training(
                     getattr(twin, name)[key] -= change
     twin.run(zero)
     return losses, twin
+
+
+# ------------------------------------------------------------------ one group of weights
+
+
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + e^-x)."""
+    return 1 / (1 + math.exp(-x))
+
+
+def adaround_weight(w: float, s: float, z: float, V: float, levels: int) -> tuple[float, float]:
+    """Return one weight under AdaRound with soft rounding, and dQ/dV."""
+    stretched = 1.2 * sigmoid(V) - 0.1
+    h = min(max(stretched, 0.0), 1.0)
+    code = math.floor(w / s) + h + z
+    moves = 0 < stretched < 1 and 0 <= code <= levels - 1
+    slope = s * 1.2 * sigmoid(V) * (1 - sigmoid(V)) if moves else 0.0
+    return s * (min(max(code, 0.0), levels - 1) - z), slope
+
+
+def flexround_weight(
+    w: float, s: float, z: float, logs: tuple[float, float, float], levels: int
+) -> tuple[float, int, tuple[float, float]]:
+    """Return one weight under FlexRound, its code, and dQ/d(log s1) and dQ/d(log S2).
+
+    ``logs`` are those of s1, S2 and s3; the last two have the same slope.
+    """
+    s1 = s * math.exp(logs[0])
+    divided = w / math.exp(logs[1]) / math.exp(logs[2])
+    x = divided / s1
+    wanted = round(x) + round(z)  # Python rounds half to even
+    code = min(max(wanted, 0), levels - 1)
+    Q = s1 * (code - z)
+    # Straight through: d round(x) = dx. x falls with log s1 and with log S2 by x each.
+    slopes = (Q - divided, -divided) if wanted == code else (Q, 0.0)
+    return Q, code, slopes
+
+
+def clipped_group(
+    values: list[float], g: float, b: float, bits: int, *, symmetric: bool
+) -> dict[str, list[float]]:
+    """Return a group under OmniQuant's clipping: Q, codes, grid, and dQ/dg, dQ/db of each weight."""
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
+    low, high = min(0.0, *values), max(0.0, *values)
+    if symmetric:
+        extreme = max(values, key=abs)
+        s, z = sigmoid(g) * extreme / -middle, float(middle)
+    else:
+        s = (sigmoid(g) * high - sigmoid(b) * low) / top
+        wanted_z = round(-sigmoid(b) * low / s)
+        z = float(min(max(wanted_z, 0), top))
+    answer: dict[str, list[float]] = {"Q": [], "codes": [], "grid": [s, z], "dg": [], "db": []}
+    for w in values:
+        wanted = round(w / s) + round(z)
+        code = min(max(wanted, 0), top)
+        ds = code - z - w / s if wanted == code else code - z
+        if symmetric:
+            dg, db = ds * s * (1 - sigmoid(g)), 0.0
+        else:
+            through_z = 0.0 if wanted == code or z != wanted_z else 1.0  # d(-s z) = d low
+            # z = -low / s: a clipped weight is s (code - z) = s code + low
+            total_s = ds if wanted == code or z != wanted_z else ds - sigmoid(b) * low / s
+            dg = total_s / top * high * sigmoid(g) * (1 - sigmoid(g))
+            db = (through_z - total_s / top) * low * sigmoid(b) * (1 - sigmoid(b))
+        answer["Q"].append(s * (code - z))
+        answer["codes"].append(code)
+        answer["dg"].append(dg)
+        answer["db"].append(db)
+    return answer

@@ -72,7 +72,8 @@ class AdaRoundWeight(LearnedWeight):
     Attributes
     ----------
     V : (out, in) parameter
-        Starts where h(V) is the weight's own fraction, so that Q starts as W, clipped.
+        Starts where h(V) is the weight's own fraction, so that Q starts as W, clipped. -inf in a
+        group of zeros, which stays 0.
     """
 
     low: Tensor
@@ -80,7 +81,7 @@ class AdaRoundWeight(LearnedWeight):
     z: Tensor
 
     def __init__(
-        self, weight: Tensor, scheme: Scheme, *, rate: float = 1e-2, strength: float = 0.02
+        self, weight: Tensor, scheme: Scheme, *, rate: float = 0.1, strength: float = 5.0
     ) -> None:
         super().__init__()
         check_weight(weight)
@@ -89,10 +90,15 @@ class AdaRoundWeight(LearnedWeight):
         scale, zero_point = search(groups, torch.ones_like(groups[0]), scheme)
         self.scheme, self.rate, self.strength, self.dtype = scheme, rate, strength, weight.dtype
         steps = groups / scale[..., None]
+        # A grid that is in use has its extreme at half a step or more. Groups of zeros have an
+        # arbitrary step, and a zero rounded up would be a whole one: V = -inf keeps their h at 0.
+        silent = (steps.abs().amax(-1, keepdim=True) < 0.25).expand_as(steps)
+        steps = steps.masked_fill(silent, 0)
         for name, tensor in (("low", steps.floor()), ("s", scale), ("z", zero_point)):
             self.register_buffer(name, tensor)
         fraction = (steps - steps.floor()).flatten(-2)
-        self.V = nn.Parameter(torch.logit((fraction - GAMMA) / (ZETA - GAMMA)))
+        V = torch.logit((fraction - GAMMA) / (ZETA - GAMMA))
+        self.V = nn.Parameter(V.masked_fill(silent.flatten(-2), -torch.inf))
 
     def chosen(self, h: Tensor) -> Tensor:
         """Return codes (out, groups, size) for a share h of a step upwards."""
@@ -144,8 +150,8 @@ class AdaRound:
     """
 
     iterations: int = 1000
-    rate: float = 1e-2
-    strength: float = 0.02
+    rate: float = 0.1
+    strength: float = 5.0
     input_mix: float = 0.5
     seed: int = 0
     wants_targets: ClassVar[bool] = True
@@ -153,10 +159,7 @@ class AdaRound:
 
     def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
         """Train the block's linears together and round them as they chose."""
-        weights = {
-            name: AdaRoundWeight(linear.weight, scheme, rate=self.rate, strength=self.strength)
-            for name, linear in block.linears.items()
-        }
+        weights = self.start(block, scheme)
         train(
             block,
             weights,
@@ -166,3 +169,10 @@ class AdaRound:
             seed=self.seed,
         )
         return {name: weight.quantized() for name, weight in weights.items()}
+
+    def start(self, block: Block, scheme: Scheme) -> dict[str, LearnedWeight]:
+        """Return each linear's weight with its parameters, untrained."""
+        return {
+            name: AdaRoundWeight(linear.weight, scheme, rate=self.rate, strength=self.strength)
+            for name, linear in block.linears.items()
+        }

@@ -45,7 +45,7 @@ class FlexRoundWeight(LearnedWeight):
     s: Tensor
     z: Tensor
 
-    def __init__(self, weight: Tensor, scheme: Scheme, *, rate: float = 1e-3) -> None:
+    def __init__(self, weight: Tensor, scheme: Scheme, *, rate: float = 3e-3) -> None:
         super().__init__()
         check_weight(weight)
         W = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).clone()
@@ -102,7 +102,7 @@ class FlexRound:
     """
 
     iterations: int = 1000
-    rate: float = 1e-3
+    rate: float = 3e-3
     input_mix: float = 0.5
     seed: int = 0
     wants_targets: ClassVar[bool] = True
@@ -110,10 +110,7 @@ class FlexRound:
 
     def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
         """Train the block's linears together."""
-        weights = {
-            name: FlexRoundWeight(linear.weight, scheme, rate=self.rate)
-            for name, linear in block.linears.items()
-        }
+        weights = self.start(block, scheme)
         train(
             block,
             weights,
@@ -122,3 +119,10 @@ class FlexRound:
             seed=self.seed,
         )
         return {name: weight.quantized() for name, weight in weights.items()}
+
+    def start(self, block: Block, scheme: Scheme) -> dict[str, LearnedWeight]:
+        """Return each linear's weight with its parameters, untrained."""
+        return {
+            name: FlexRoundWeight(linear.weight, scheme, rate=self.rate)
+            for name, linear in block.linears.items()
+        }

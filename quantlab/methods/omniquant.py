@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.block import Block, Scaling
+from quantlab.folding import foldable
 from quantlab.scheme import Scheme, usable
 from quantlab.tensor import QuantizedTensor, check_weight
 from quantlab.training import LearnedWeight, straight_through, train
@@ -39,8 +40,8 @@ class OmniQuantWeight(LearnedWeight):
     scheme : Scheme
         Bits 1..8.
     rate : learning rate of the clipping
-    columns, rows : (in,) and (out,) parameters, optional
-        Logarithms t of LET: columns are multiplied by exp(t), rows divided. Owned by others.
+    columns : (in,) parameter, optional
+        Logarithms t of LET: columns are multiplied by exp(t). Owned by the norm before.
 
     Attributes
     ----------
@@ -55,15 +56,14 @@ class OmniQuantWeight(LearnedWeight):
         weight: Tensor,
         scheme: Scheme,
         *,
-        rate: float = 1e-2,
+        rate: float = 0.05,
         columns: nn.Parameter | None = None,
-        rows: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
         check_weight(weight)
         W = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).clone()
         self.scheme, self.rate, self.dtype = scheme, rate, weight.dtype
-        self.columns, self.rows = columns, rows
+        self.columns = columns
         self.register_buffer("W", W)
         start = torch.full_like(scheme.group(W)[..., 0], START)
         self.g = nn.Parameter(start)
@@ -71,8 +71,7 @@ class OmniQuantWeight(LearnedWeight):
 
     def scaled(self) -> Tensor:
         """Return the weight after LET, (out, in)."""
-        W = self.W if self.columns is None else self.W * self.columns.exp()
-        return W if self.rows is None else W * torch.exp(-self.rows)[:, None]
+        return self.W if self.columns is None else self.W * self.columns.exp()
 
     def grid(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return step and zero point of (out, groups, size) weights, differentiable."""
@@ -111,24 +110,31 @@ class OmniQuantWeight(LearnedWeight):
 
 
 class ScaledGain(LearnedWeight):
-    """A norm's gain divided by exp(t): LET's other half.
+    """A norm's gain, and its bias if it has one, divided by exp(t): LET's other half.
 
     Parameters
     ----------
-    gain : (channels,) tensor
+    norm : module with a ``weight`` (channels,)
     rate : learning rate of t
     """
 
-    gain: Tensor
-
-    def __init__(self, gain: Tensor, rate: float) -> None:
+    def __init__(self, norm: nn.Module, rate: float) -> None:
         super().__init__()
-        self.register_buffer("gain", gain.detach().clone())
-        self.t, self.rate = nn.Parameter(torch.zeros_like(self.gain)), rate
+        self.held = {
+            name: getattr(norm, name).detach().clone()
+            for name in ("weight", "bias")
+            if isinstance(getattr(norm, name, None), Tensor)
+        }
+        gain = self.held["weight"]
+        at_least = torch.promote_types(gain.dtype, torch.float32)
+        self.t, self.rate = nn.Parameter(torch.zeros_like(gain, dtype=at_least)), rate
 
-    def forward(self) -> Tensor:
-        """Return the gain."""
-        return self.gain * torch.exp(-self.t)
+    def stand_ins(self, name: str) -> dict[str, Tensor]:
+        """Return gain and bias, each divided by exp(t)."""
+        return {
+            f"{name}.{part}": (value * torch.exp(-self.t)).to(value.dtype)
+            for part, value in self.held.items()
+        }
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return t and its rate."""
@@ -144,7 +150,8 @@ class OmniQuant:
     iterations : int
         Steps for each block, one window of calibration data a step.
     clip_rate, scale_rate : learning rates
-        Of LWC and LET, the authors' 1e-2 and 5e-3.
+        Of LWC and LET. The authors' 1e-2 and 5e-3 are for some thousand steps: from 4, a factor
+        needs many small ones to get anywhere.
     scales : bool
         Learn LET as well, behind norms.
     input_mix, seed
@@ -156,7 +163,7 @@ class OmniQuant:
     """
 
     iterations: int = 1000
-    clip_rate: float = 1e-2
+    clip_rate: float = 0.05
     scale_rate: float = 5e-3
     scales: bool = True
     input_mix: float = 0.5
@@ -168,13 +175,7 @@ class OmniQuant:
     def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
         """Train the block's linears together; fold the scales into the block's norms."""
         gains = self.gains(block) if self.scales else {}
-        columns = {name: gain.t for place, gain in gains.items() for name in place.linears}
-        weights = {
-            name: OmniQuantWeight(
-                linear.weight, scheme, rate=self.clip_rate, columns=columns.get(name)
-            )
-            for name, linear in block.linears.items()
-        }
+        weights = self.start(block, scheme, gains)
         train(
             block,
             weights | {place.previous: gain for place, gain in gains.items()},
@@ -185,29 +186,34 @@ class OmniQuant:
         fold_(block, weights, gains)
         return {name: weight.quantized() for name, weight in weights.items()}
 
+    def start(
+        self, block: Block, scheme: Scheme, gains: Mapping[Scaling, ScaledGain] | None = None
+    ) -> dict[str, LearnedWeight]:
+        """Return each linear's weight with its parameters, untrained, on the gains' scales."""
+        t = {name: gain.t for place, gain in (gains or {}).items() for name in place.linears}
+        return {
+            name: OmniQuantWeight(linear.weight, scheme, rate=self.clip_rate, columns=t.get(name))
+            for name, linear in block.linears.items()
+        }
+
     def gains(self, block: Block) -> dict[Scaling, ScaledGain]:
         """Return a learnable gain for every norm whose readers are all linears of the block."""
-        modules = dict(block.module.named_modules())
         return {
-            place: ScaledGain(modules[place.previous].weight, self.scale_rate)  # type: ignore[arg-type]
+            place: ScaledGain(block.module.get_submodule(place.previous), self.scale_rate)
             for place in block.scalings
-            if place.previous in modules
-            and place.previous not in block.linears
-            and set(place.linears) <= block.linears.keys()
+            if place.previous not in block.linears and foldable(block, place)
         }
 
 
 @torch.no_grad()
 def fold_(
-    block: Block, weights: Mapping[str, OmniQuantWeight], gains: Mapping[Scaling, ScaledGain]
+    block: Block, weights: Mapping[str, LearnedWeight], gains: Mapping[Scaling, ScaledGain]
 ) -> None:
     """Write the scaled gains and weights into the block: its float function stays the same."""
     for place, gain in gains.items():
-        norm = block.module.get_submodule(place.previous)
-        bias = getattr(norm, "bias", None)
-        if isinstance(bias, Tensor):
-            bias.mul_(torch.exp(-gain.t).to(bias))
-        norm.weight.copy_(gain())  # type: ignore[operator]
+        for path, value in gain.stand_ins(place.previous).items():
+            block.module.get_parameter(path).copy_(value)
         for name in place.linears:
-            block.linears[name].weight.copy_(weights[name].scaled())
+            weight = block.linears[name].weight
+            weight.mul_(gain.t.exp().to(weight))
     block.forget()  # the linears' inputs are others now

@@ -21,8 +21,8 @@ def blocks(n, low=-8.0):
 
 
 def awkward(n):
-    """Return blocks of n of every awkward row."""
-    return np.concatenate([row.reshape(-1, n)[:4] for row in awkward_rows(256).values()])
+    """Return two blocks of n of every awkward row."""
+    return np.concatenate([row.reshape(-1, n)[:2] for row in awkward_rows(256).values()])
 
 
 def importances(x):
@@ -65,7 +65,7 @@ def assert_positive(x, w, top):
         assert codes[b].tolist() == stored
 
 
-@pytest.mark.parametrize("half", [32, 16, 4])
+@pytest.mark.parametrize("half", [32, 4])
 def test_symmetric_search_of_awkward_blocks_equals_the_slow_twin(half):
     assert_symmetric(awkward(16), importances(awkward(16)), half)
     assert_symmetric(awkward(16), awkward(16) ** 2, half)

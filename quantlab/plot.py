@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantlab.plot_adascale import budgets, loss_and_folded, range_factors, row_on_grid
 from quantlab.plot_awq import ratio_panels, saved_bars
 from quantlab.plot_blocks import bits_by_field, block_map, error_by_bits
 from quantlab.plot_errors import (
@@ -43,6 +44,7 @@ __all__ = [
     "Picture",
     "bits_by_field",
     "block_map",
+    "budgets",
     "bytes_bar",
     "clip_curve",
     "clip_panels",
@@ -51,9 +53,12 @@ __all__ = [
     "heat_map",
     "layer_errors",
     "level_lines",
+    "loss_and_folded",
     "number_line",
     "quality_ladder",
+    "range_factors",
     "ratio_panels",
+    "row_on_grid",
     "saved_bars",
     "sqnr_bars",
     "sweep_panels",

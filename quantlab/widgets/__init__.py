@@ -3,6 +3,7 @@
 Each works without a kernel once shown, and as a still picture where nothing can move.
 """
 
+from quantlab.widgets.adascale_sliders import AdaScaleSliders
 from quantlab.widgets.bit_inspector import BitInspector
 from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
@@ -11,6 +12,7 @@ from quantlab.widgets.memory_dial import MemoryDial
 from quantlab.widgets.ratio_slider import RatioSlider
 
 __all__ = [
+    "AdaScaleSliders",
     "BitInspector",
     "BlockExplorer",
     "ClipSlider",

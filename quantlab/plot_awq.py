@@ -37,7 +37,9 @@ def ratio_panels(inputs: Any, weights: Any, losses: Mapping[float, float], ratio
     left.set_xlabel("column, loudest input first")
     left.set_ylabel("size")
     left.set_title(f"Ratio {short(ratio)}: inputs, weights")
-    left.legend(loc="upper right")
+    drawn = np.concatenate([loud, large])
+    left.set_ylim(bottom=drawn[drawn > 0].min(initial=1.0) / 5)
+    left.legend(loc="lower center", ncols=2)  # in the room made below the points
     tried, errors = numbers(list(losses)), numbers(list(losses.values()))
     shares = 100 * errors / errors[0] if errors[0] > 0 else np.full_like(errors, 100)
     best = int(shares.argmin())

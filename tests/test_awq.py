@@ -419,6 +419,22 @@ def test_linears_that_share_inputs_get_one_scale_judged_by_their_module():
     assert found.ratio == losses.index(min(losses)) / 20
 
 
+def test_a_block_is_searched_folded_once_clipped_and_rounded():
+    scheme, block, twin = Scheme(3, 16), block_of(tiny()), block_of(tiny())
+    answers = AWQ().quantize_block(block, scheme)
+    searches = [module_under_test.search_block(twin, place, scheme, 20) for place in LLAMA_SCALINGS]
+    for place, found in zip(LLAMA_SCALINGS, searches, strict=True):
+        fold_(twin, place, found.scale)
+    twin.forget()
+    for name, weight in twin.module.named_parameters():
+        assert block.module.get_parameter(name).equal(weight)
+    moments = twin.collect(second_moment)
+    for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        expected = clip_and_round(twin.linears[name].weight.detach(), moments[name], scheme)
+        assert answers[name].codes.equal(expected.codes)
+        assert answers[name].scale.equal(expected.scale)
+
+
 def test_queries_and_keys_are_never_clipped():
     scheme = Scheme(3, 16)
     block, twin = block_of(tiny()), block_of(tiny())

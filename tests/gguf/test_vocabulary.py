@@ -123,6 +123,12 @@ def stripped():
     return tokenizer
 
 
+def named_like_an_unused_one():
+    tokenizer = gpt2_tokenizer()
+    tokenizer.add_tokens(["[PAD500]"])
+    return tokenizer
+
+
 def few_merges():
     tokenizer = sentencepiece_tokenizer()
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -173,6 +179,7 @@ REFUSED = {
     ),
     "missing bytes": (lambda: without_bytes(), "of the 256 bytes have no token"),
     "greedy token": (stripped, "swallows spaces"),
+    "a token twice": (named_like_an_unused_one, r"holds '\[PAD500\]' twice"),
     "metaspace": (
         lambda: changed(sentencepiece_tokenizer(), normalizer=None, pre_tokenizer=METASPACE),
         "does not treat spaces",

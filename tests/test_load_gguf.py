@@ -10,8 +10,9 @@ from quantlab.export.gguf_load import load_gguf
 from quantlab.gguf import FormatError
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.llama import Llama
+from tests.gguf import test_llama_cpp as llama_cpp_tests
 from tests.gguf.strings import gpt2_tokenizer, sentencepiece_tokenizer
-from tests.gguf.tiny import hugging_face, small
+from tests.gguf.tiny import hugging_face, lively, small
 
 TOKENIZER = "tokenizer.ggml."
 
@@ -208,6 +209,28 @@ def test_numbers_of_the_config_come_back_as_they_were_written(tmp_path):
     model = small(rope_theta=123456.7, rms_norm_eps=1e-6, bos_token_id=3, eos_token_id=5)
     export_gguf(model, tmp_path / "m.gguf", "F16")
     assert load_gguf(tmp_path / "m.gguf")[0].config == model.config
+
+
+@pytest.mark.parametrize("type", ["F32", "Q4_1", "Q8_0"])
+def test_a_file_that_the_reference_package_wrote_opens_as_its_model(type, tmp_path):
+    package = pytest.importorskip("gguf")
+    model = lively(Llama(llama_cpp_tests.CONFIG))
+    kind = package.GGMLQuantizationType[type]
+
+    class Writer(package.GGUFWriter):
+        def add_tensor(self, name, tensor):
+            blocks = package.quants.quantize(tensor, kind) if tensor.ndim == 2 else tensor
+            super().add_tensor(name, blocks, raw_dtype=kind if tensor.ndim == 2 else None)
+
+    path = llama_cpp_tests.write(tmp_path / "m.gguf", model, make=Writer)
+    back, tokenizer = load_gguf(path)
+    assert tokenizer is None
+    assert isinstance(back, Llama)
+    for name, weight in model.named_parameters():
+        expected = weight.detach().numpy()
+        if weight.ndim == 2:
+            expected = package.quants.dequantize(package.quants.quantize(expected, kind), kind)
+        np.testing.assert_array_equal(back.get_parameter(name).detach().numpy(), expected)
 
 
 def test_load_opens_a_gguf_path_with_its_tokenizer(tmp_path):

@@ -10,6 +10,7 @@ from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.memory_dial import MemoryDial
 from quantlab.widgets.ratio_slider import RatioSlider
+from quantlab.widgets.rounding_map import RoundingMap
 
 __all__ = [
     "AdaScaleSliders",
@@ -19,4 +20,5 @@ __all__ = [
     "ColumnSweep",
     "MemoryDial",
     "RatioSlider",
+    "RoundingMap",
 ]

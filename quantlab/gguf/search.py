@@ -3,7 +3,7 @@
 x are the n weights of a block, w their importances, l their codes. Every function takes whole
 arrays, ``x`` and ``w`` as (blocks, n) float32 with n <= 32, and returns arrays over blocks:
 
-- ``symmetric(x, w, half)`` -> scale, inverse: n = 16, x ~ scale l, l in -half..half-1 (SYM).
+- ``symmetric(x, w, half)`` -> scale, inverse: n = 16 or 32, x ~ scale l, l in -half..half-1 (SYM).
 - ``coordinate(x)`` -> scale, codes: the same for l in -4..3, improved code by code (COORD).
 - ``affine(x, w, top, first, step, last, absolute)`` -> scale, minimum, inverse, base:
   x ~ scale l - minimum with l in 0..top (AFF); it stands in ``affine.py``.
@@ -62,27 +62,29 @@ WX = L  # the rows of codes hold w x in this search, which keeps no codes
 
 @compiled
 def symmetric(x, w, half):
-    """Search the scale of (blocks, 16) weights on the grid -half..half-1: scale and inverse.
+    """Search the scale of (blocks, n) weights on the grid -half..half-1: scale and inverse.
+
+    n is 16 or 32.
 
     A candidate is an inverse: l = round(inverse x); its best scale is A/B, A = sum (w x) l and
     B = sum (w l) l, which leaves the error sum w x x - A A/B. The inverse is 0 if all codes are.
     """
-    blocks = np.uintp(x.shape[0])
+    blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, inverse = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     t = np.zeros(TILE, np.float32)
     for start in range(np.uintp(0), blocks, LANES):
         lanes = min(LANES, blocks - start)
         load(x, start, t, X)
         load(w, start, t, W)
-        find_extremes(t, SIXTEEN, lanes)
-        for k in range(SIXTEEN * LANES):
+        find_extremes(t, n, lanes)
+        for k in range(n * LANES):
             t[WX + k] = t[W + k] * t[X + k]
         for j in range(lanes):
             t[SCALE + j] = ZERO
             t[BEST + j] = -ONE
             t[INVERSE + j] = np.float32(-half) / t[HIGH + j]
         for k in range(19):
-            symmetric_candidate(t, half, k, lanes)
+            symmetric_candidate(t, n, half, k, lanes)
         for j in range(lanes):
             alive = abs(t[HIGH + j]) >= TINY
             scale[start + j] = t[SCALE + j] if alive else ZERO
@@ -91,12 +93,16 @@ def symmetric(x, w, half):
 
 
 @compiled
-def symmetric_candidate(t, half, k, lanes):
+def symmetric_candidate(t, n, half, k, lanes):
     """Try inverse 0 of 19, -half / extreme, or one of nine a little smaller or larger."""
     stretch = TENTH * np.float32(k - 10 + (k > 9)) if k else ZERO
     for j in range(lanes):
         t[TRY + j] = -(np.float32(half) + stretch) / t[HIGH + j]
-    symmetric_sums(t, np.float32(-half), np.float32(half - 1))
+    for j in range(LANES):
+        t[SLX + j] = ZERO
+        t[SLL + j] = ZERO
+    for first in range(np.uintp(0), n, SIXTEEN):
+        symmetric_sums(t, first * LANES, np.float32(-half), np.float32(half - 1))
     for j in range(lanes):
         a, b, best = t[SLX + j], t[SLL + j], t[BEST + j]
         scale, inverse, ratio = t[SCALE + j], t[INVERSE + j], a / b
@@ -107,16 +113,14 @@ def symmetric_candidate(t, half, k, lanes):
 
 
 @compiled
-def symmetric_sums(t, low, high):
-    """Round the weights times TRY to codes; SLX = sum (w x) l, SLL = sum (w l) l.
+def symmetric_sums(t, start, low, high):
+    """Round 16 weights times TRY to codes l; add (w x) l to SLX and (w l) l to SLL.
 
-    TRY puts no weight far beyond the grid, so ``MAGIC`` rounds, and codes need not be integers.
+    Sixteen at a time, because a constant number of rows is far faster. TRY puts no weight far
+    beyond the grid, so ``MAGIC`` rounds, and codes need not be integers.
     """
-    for j in range(LANES):
-        t[SLX + j] = ZERO
-        t[SLL + j] = ZERO
     for i in range(SIXTEEN):
-        at = i * LANES
+        at = start + i * LANES
         for j in range(LANES):
             code = t[TRY + j] * t[X + at + j] + MAGIC - MAGIC
             code = code if code > low else low

@@ -37,16 +37,18 @@ from quantlab.native import compiled
 
 
 @compiled
-def affine(x, w, top, first, step, last, absolute):
+def affine(x, w, top, tries, absolute):
     """Search scale and minimum of (blocks, n) weights: scale, minimum >= 0, inverse, base.
 
-    Candidates are inverse_k = (first + step k + top) / (high - base), k = 0..last, where high is
-    the largest weight and base the best lower end so far; least squares then gives scale and lower
-    end. The error compared is squared, or absolute. ``minimum`` is minus the lower end.
+    ``tries`` is (first, step, last): candidates are inverse_k = (first + step k + top) /
+    (high - base), k = 0..last, where high is the largest weight and base the best lower end so
+    far; least squares then gives scale and lower end. The error compared is squared, or absolute.
+    ``minimum`` is minus the lower end.
     """
     blocks, n = np.uintp(x.shape[0]), np.uintp(x.shape[1])
     scale, minimum = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     inverse, base = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
+    first, step, last = tries
     t = np.empty(TILE, np.float32)
     for start in range(np.uintp(0), blocks, LANES):
         load(x, start, t, X)

@@ -184,9 +184,8 @@ def affine_codes(rows: Floats, imatrix: Floats | None, top: int, d: Blocks, m: B
     x = rows.reshape(-1, 32)
     if imatrix is None:
         return round_affine(x, top, bits(d), bits(m))
-    d[:], minimum, inverse, base = search.affine(
-        x, importances(rows, imatrix), top, -0.9, 0.05, 36, False
-    )
+    w = importances(rows, imatrix)
+    d[:], minimum, inverse, base = search.affine(x, w, top, (-0.9, 0.05, 36), False)
     m[:] = -minimum
     return search.affine_codes(x, inverse, base, top)
 

@@ -46,7 +46,7 @@ class Q2_K(BlockType):
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
     limit = LIMIT
     imatrix = "used"
-    grid: ClassVar = AffineGrid(16, 3, 15, (-0.5, 0.1, 15, True), 1)
+    grid: ClassVar = AffineGrid(16, 3, 15, (-0.5, 0.1, 15), True, 1)
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
@@ -115,7 +115,7 @@ class Q4_K(BlockType):
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
     limit = LIMIT
     imatrix = "used"
-    grid: ClassVar = AffineGrid(32, 15, 63, (-1.0, 0.1, 20, False), 2)
+    grid: ClassVar = AffineGrid(32, 15, 63, (-1.0, 0.1, 20), False, 2)
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:
@@ -148,7 +148,7 @@ class Q5_K(BlockType):
     )
     limit = LIMIT
     imatrix = "used"
-    grid: ClassVar = AffineGrid(32, 31, 63, (-0.5, 0.1, 15, False), 2)
+    grid: ClassVar = AffineGrid(32, 31, 63, (-0.5, 0.1, 15), False, 2)
 
     @classmethod
     def encode(cls, rows: Floats, imatrix: Floats | None, blocks: Blocks) -> None:

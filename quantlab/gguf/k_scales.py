@@ -38,7 +38,8 @@ class AffineGrid(NamedTuple):
     size: int  # weights a sub-block
     top: int  # largest code
     levels: int  # largest code of a scale or minimum
-    search: tuple[float, float, int, bool]  # first, step, last, absolute
+    tries: tuple[float, float, int]  # first, step, last
+    absolute: bool
     sigma: int  # with an imatrix: sigma2 is this times the mean square of the 256
 
 
@@ -60,13 +61,13 @@ def quantize_affine(rows: Floats, imatrix: Floats | None, grid: AffineGrid) -> A
     x = rows.reshape(-1, grid.size)
     parts = 256 // grid.size
     if imatrix is None:
-        found = affine(x, plain_importance(x, grid), grid.top, *grid.search)
+        found = affine(x, plain_importance(x, grid), grid.top, grid.tries, grid.absolute)
         scale, minimum, inverse, base = found
         d, ls = divide_range(scale.reshape(-1, parts), grid.levels)
         dmin, lm = divide_range(minimum.reshape(-1, parts), grid.levels)
     else:
         w = weigh(rows, imatrix, grid.sigma).reshape(-1, grid.size)
-        scale, minimum, inverse, base = affine(x, w, grid.top, -0.9, 0.05, 36, False)
+        scale, minimum, inverse, base = affine(x, w, grid.top, (-0.9, 0.05, 36), False)
         sums = ordered_sums(w).reshape(-1, parts)
         d, ls = positive(scale.reshape(-1, parts), sums, grid.levels)
         dmin, lm = positive(minimum.reshape(-1, parts), sums, grid.levels)
@@ -180,7 +181,7 @@ def round_symmetric(x: Floats, steps: Floats, half: int, codes: Bytes) -> None:
 def plain_importance(x: Floats, grid: AffineGrid) -> Floats:
     """Return |x| for the error in absolute value, else |x| + the root mean square of the block."""
     size = np.abs(x)
-    if grid.search[-1]:
+    if grid.absolute:
         return size
     mean = ordered_sums(x * x) / np.float32(grid.size)
     return np.sqrt(mean)[:, None] + size

@@ -5,7 +5,7 @@ arrays, ``x`` and ``w`` as (blocks, n) float32 with n <= 32, and returns arrays 
 
 - ``symmetric(x, w, half)`` -> scale, inverse: n = 16 or 32, x ~ scale l, l in -half..half-1 (SYM).
 - ``coordinate(x)`` -> scale, codes: the same for l in -4..3, improved code by code (COORD).
-- ``affine(x, w, top, first, step, last, absolute)`` -> scale, minimum, inverse, base:
+- ``affine(x, w, top, tries, absolute)`` -> scale, minimum, inverse, base:
   x ~ scale l - minimum with l in 0..top (AFF); it stands in ``affine.py``.
 - ``positive(x, w, top)`` -> scale, codes: n <= 16, x ~ scale l for x >= 0, l in 0..top (POS).
 

@@ -49,7 +49,8 @@ def assert_coordinate(x):
 
 
 def assert_affine(x, w, *rest):
-    scale, minimum, inverse, base = search.affine(x, w, *rest)
+    top, *tries, absolute = rest
+    scale, minimum, inverse, base = search.affine(x, w, top, tuple(tries), absolute)
     codes = search.affine_codes(x, inverse, base, rest[0])
     for b in range(len(x)):
         want, low, stored = slow.affine(x[b], w[b], *rest)

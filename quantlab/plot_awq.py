@@ -87,8 +87,7 @@ def saved_bars(saved: Mapping[str, Mapping[str, float]]) -> Picture:
     axes.legend(loc="lower right")
     first, most = next(iter(saved)), max(saved, key=lambda model: max(saved[model].values()))
     best = max(saved[most], key=saved[most].__getitem__)
-    axes.set_title(f"{best}: {short(saved[first][best], 2)} % for {first}, "
-                   f"{short(saved[most][best], 2)} % for {most}")  # fmt: skip
+    axes.set_title(f"{best}: {short(saved[first][best], 2)} % and {short(saved[most][best], 2)} %")
     listed = "; ".join(
         f"{model}: "
         + ", ".join(f"{choice} {short(value, 2)} %" for choice, value in shares.items())

@@ -108,4 +108,4 @@ def test_the_bars_say_each_share():
     )
     axes = picture.figure.axes[0]
     assert [round(bar.get_width(), 1) for bar in axes.patches] == [3.3, 0.9, 27.5, 1.2]
-    assert axes.get_title(loc="left") == "salient: 3.3 % for plain, 28 % for outlier"
+    assert axes.get_title(loc="left") == "salient: 3.3 % and 28 %"

@@ -302,7 +302,7 @@ print("folded block better than after 100 steps:", read_outs[1500] < read_outs[1
 ql.plot.loss_and_folded(per_value, read_outs)
 
 # %% [markdown]
-# Neighboring losses differ by more than a whole training achieves: they are taken on *one* batch, and batches
+# Neighboring losses differ about as much as a whole training achieves: they are taken on *one* batch, and batches
 # differ. Even their mean over a pass misstates the folded block: straight-through steps park weights right
 # on thresholds, where they flip with every step. On a larger block we counted 30 of 24,576 codes flipping
 # per step half-way, and none in the last steps, when the cosine has brought the rates to 0. **Judge folded weights

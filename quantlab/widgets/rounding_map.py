@@ -36,9 +36,10 @@ class RoundingMap(Widget):
         scheme, scale, zero = kept.scheme, kept.scale.double(), kept.zero_point.double()
         nearest = scheme.encode(W, scale, zero)
         near = scheme.decode(nearest, scale, zero)
-        order, errors = turn(W, near, kept.dequantize().double(), M)
+        end = kept.dequantize().double()
+        order, errors = turn(W, near, end, M)
         steps = (scheme.group(W - near) / scale[..., None]).flatten(-2)
-        turned = kept.codes.int() - nearest.int()
+        turned = (end - near).sign()  # of the value: where the scale is negative, codes fall
         table = {
             "choices": {"step": list(range(len(order) + 1))},
             "distance": plain_lists(steps.abs().clamp(max=0.5)),

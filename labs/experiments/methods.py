@@ -135,9 +135,9 @@ def measure_model(name: str, wanted: list[tuple[str, str]], result: Result) -> N
     result["float"][name] = asdict(evaluate(model, tokens, tokenizer=tokenizer))
     for scheme, method in wanted:
         twin, _ = load(name)
-        started = time.perf_counter()
+        started = time.process_time()  # of the processor: other programs may run beside
         report = quantize_(twin, METHODS[method], Scheme.parse(scheme), data)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         quality = evaluate(twin, tokens, reference=reference, tokenizer=tokenizer)
         result["cells"][f"{name}/{scheme}/{method}"] = {
             "bits_per_weight": report.bits_per_weight,
@@ -171,7 +171,7 @@ def model_table(name: str, result: Result) -> list[str]:
     cells, floating = result["cells"], result["float"][name]
     heads = [scheme.removesuffix("sym") for scheme in SCHEMES]
     lines = [
-        f"| {name} (float: {floating['perplexity']:.2f}) | {' | '.join(heads)} | seconds, w3g64 |",
+        f"| {name} (float: {floating['perplexity']:.2f}) | {' | '.join(heads)} | CPU seconds, w3g64 |",
         f"|---|{'--:|' * (len(SCHEMES) + 1)}",
     ]
     best = {}
@@ -194,6 +194,12 @@ def one_cell(cell: Result | None, best: bool) -> str:
     digits = 3 if cell["ratio"] < 9.9995 else 1
     text = f"{cell['ratio']:.{digits}f} ± {cell['ratio_se']:.{digits}f}"
     return f"**{text}**" if best else text
+
+
+def complete(result: Result) -> bool:
+    """Tell whether every cell has been measured."""
+    names = itertools.product(MODELS, SCHEMES, METHODS)
+    return all("/".join(name) in result["cells"] for name in names)
 
 
 def recovered(name: str, scheme: str, result: Result) -> tuple[str, float] | None:

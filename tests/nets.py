@@ -69,5 +69,4 @@ def same(one: dict, other: dict) -> bool:
 
 
 def state(sim: QuantSim) -> dict[str, torch.Tensor]:
-    with sim.weights_only() as model:
-        return bits_of(model)
+    return bits_of(sim.weights_only())

@@ -122,3 +122,15 @@ def test_a_function_can_call_the_model_itself():
     one.compute_encodings(images)
     other.compute_encodings(lambda net: [net(half) for half in images.split(4)])
     assert one(images).equal(other(images))
+
+
+def test_weights_only_is_a_copy_that_leaves_the_simulation_as_it_is():
+    model, images = pictures()
+    sim = QuantSim(model, weights=W4, activations=A8)
+    sim.compute_encodings(images)
+    answer = sim(images)
+    weights = sim.weights_only()
+    assert not weights(images).equal(answer)
+    with torch.no_grad():
+        weights.head[1].weight.zero_()
+    assert sim(images).equal(answer)

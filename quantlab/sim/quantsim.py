@@ -7,7 +7,7 @@ an integer machine would lose, and its encodings say how to build that machine.
     1  sim = QuantSim(model, weights=..., activations=...)      a copy; the model never changes
     2  sim.apply(AdaScale(...), data)                           train weights, fold, freeze
     3  sim.compute_encodings(data)                              ranges of the activations
-    4  perplexity(sim, tokens)                                  evaluate
+    4  perplexity(sim, tokens)                                  evaluate, beside weights_only()
     5  sim.export("out", "story")                               weights and encodings as files
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,17 +264,17 @@ class QuantSim(nn.Module):
         self.check_calibrated()
         return self.model(*args, **kwargs)
 
-    def weights_only(self) -> AbstractContextManager[nn.Module]:
-        """Lend the model with weights on their grids and activations in float.
+    def weights_only(self) -> nn.Module:
+        """Return a copy of the model with weights on their grids and activations in float.
 
         Examples
         --------
         >>> sim = QuantSim(nn.Linear(4, 4), weights=Scheme(4), activations=Scheme(16))
-        >>> with sim.weights_only() as model:
-        ...     model(torch.ones(1, 4)).shape
+        >>> sim.weights_only()(torch.ones(1, 4)).shape
         torch.Size([1, 4])
         """
-        return self.swapped(lambda twin: twin.layer)
+        with self.swapped(lambda twin: twin.layer) as model:
+            return copy.deepcopy(model)
 
     # ------------------------------------------------------------ 5 export
 
@@ -314,5 +314,5 @@ class QuantSim(nn.Module):
         if version == "2.0.0":
             encodings |= biases(self.simulated_layers())
         example = onnx_example(self.example, onnx)
-        with self.weights_only() as model:
+        with self.swapped(lambda twin: twin.layer) as model:
             write_export(model, encodings, version, Path(folder), prefix, example)

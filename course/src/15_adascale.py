@@ -341,8 +341,7 @@ for one in (plain_sim, sim):
     one.compute_encodings(data)  # 3 activation ranges, with the new weights
 quality = {"float": ql.perplexity(model, test)}  # 4 evaluate
 for name, one in {"rounding": plain_sim, "AdaScale": sim}.items():
-    with one.weights_only() as weights:
-        quality[f"{name}, weights"] = ql.perplexity(weights, test)
+    quality[f"{name}, weights"] = ql.perplexity(one.weights_only(), test)
     quality[f"{name}, weights and activations"] = ql.perplexity(one, test)
 assert quality["float"] < quality["AdaScale, weights"] < quality["rounding, weights"]
 rows = [(name, round(100 * value / quality["float"])) for name, value in quality.items()]
@@ -406,8 +405,7 @@ for mix, seed in ((0.5, 0), (0.5, 1), (0.0, 0), (1.0, 0)):
     twin = ql.QuantSim(pair, weights=ql.Scheme(3))
     method = ql.AdaScale(iterations=60, input_mix=mix, seed=seed)
     _ = twin.apply(method, inputs.flatten(0, 1), blocks=["0", "1"])
-    with twin.weights_only() as quantized:
-        found.append([part.up.weight for part in quantized])
+    found.append([part.up.weight for part in twin.weights_only()])
 same = [[a.equal(b) for a, b in zip(found[0], other, strict=True)] for other in found[1:]]
 rows = zip(("another seed", "mix 0", "mix 1"), *map(list, zip(*same, strict=True)), strict=True)
 print(ql.table(list(rows), ["compared with mix 0.5, seed 0", "first block equal", "second"]))

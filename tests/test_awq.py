@@ -414,7 +414,7 @@ def test_linears_that_share_inputs_get_one_scale_judged_by_their_module():
                 W = kept.get_submodule(name).weight
                 mlp.get_submodule(name).weight.copy_(rtn(W * s, scheme).dequantize() / s)
             losses.append((mlp(calls[0]) - target).square().sum(-1).mean().item())
-    found = module_under_test.search_block(block, MLP, scheme, 20)
+    found = module_under_test.search_block(block, MLP, scheme, 20, 512)
     assert found.losses == pytest.approx(losses, rel=1e-9)
     assert found.ratio == losses.index(min(losses)) / 20
 
@@ -422,7 +422,9 @@ def test_linears_that_share_inputs_get_one_scale_judged_by_their_module():
 def test_a_block_is_searched_folded_once_clipped_and_rounded():
     scheme, block, twin = Scheme(3, 16), block_of(tiny()), block_of(tiny())
     answers = AWQ().quantize_block(block, scheme)
-    searches = [module_under_test.search_block(twin, place, scheme, 20) for place in LLAMA_SCALINGS]
+    searches = [
+        module_under_test.search_block(twin, place, scheme, 20, 512) for place in LLAMA_SCALINGS
+    ]
     for place, found in zip(LLAMA_SCALINGS, searches, strict=True):
         fold_(twin, place, found.scale)
     twin.forget()
@@ -433,6 +435,15 @@ def test_a_block_is_searched_folded_once_clipped_and_rounded():
         expected = clip_and_round(twin.linears[name].weight.detach(), moments[name], scheme)
         assert answers[name].codes.equal(expected.codes)
         assert answers[name].scale.equal(expected.scale)
+
+
+def test_the_module_is_run_on_as_many_tokens_as_asked_for_and_at_least_one_batch():
+    block, counts = block_of(tiny()), []
+    block.inputs = [block.inputs[0]] * 3  # 48 tokens each
+    for inspected in (1, 48, 49, 10**6):
+        calls = module_under_test.recorded(block, block.module.mlp, inspected)
+        counts.append(len(calls))
+    assert counts == [1, 1, 2, 3]
 
 
 def test_queries_and_keys_are_never_clipped():

@@ -9,7 +9,7 @@ from learned_problem import correlated, error, linear_block, matrix, slope
 from reference_learned import clipped_group, sigmoid
 from torch import nn
 
-from quantlab.block import Block, Scaling
+from quantlab.block import Block, Scaling, second_moment
 from quantlab.methods import omniquant
 from quantlab.methods.omniquant import OmniQuant, OmniQuantWeight, ScaledGain, fold_
 from quantlab.methods.rtn import rtn
@@ -219,11 +219,15 @@ NORMS = [lambda: nn.LayerNorm(16), lambda: nn.RMSNorm(16), lambda: nn.LayerNorm(
 def test_folded_scales_leave_the_float_block_as_it_was(norm):
     block = normed_block(norm())
     before = copy.deepcopy(block.module.state_dict())
+    block.collect(second_moment)
     answer = OmniQuant(iterations=60, scale_rate=0.05).quantize_block(block, Scheme(3, 4))
     assert not torch.allclose(before["norm.weight"], block.module.norm.weight)
     for (args, _), target in zip(block.inputs, block.targets, strict=True):
         assert torch.allclose(block.module(*args), target, rtol=0, atol=1e-12)
     assert torch.equal(before["last.weight"], block.module.last.weight)  # no norm before it
+    x = torch.cat([block.module.norm(args[0]).flatten(0, 1) for args, _ in block.inputs])
+    moment = block.collect(second_moment)["one"]  # of the new inputs: the old is forgotten
+    assert torch.allclose(moment, second_moment(x.detach()))
     assert set(answer) == {"one", "two", "last"}
 
 

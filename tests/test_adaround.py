@@ -137,8 +137,8 @@ def test_zeros_stay_zeros_though_their_step_is_arbitrary(dtype):
     W = matrix(4, 16).to(dtype)
     W[1], W[2, 8:], W[3] = 0, 0, torch.finfo(dtype).tiny / 16
     W[3, ::2] *= -1
-    block = linear_block(W, correlated().to(dtype))
-    block.targets = [block.targets[0] + 3]  # an error that only larger weights could lower
+    block = linear_block(W, correlated().to(dtype).abs())
+    block.targets = [block.targets[0] + 100]  # an error that only larger weights could lower
     for scheme in ("w2g8sym", "w3g8asym"):
         method = AdaRound(iterations=40, rate=1.0, strength=0.0)  # nothing holds it back
         kept = method.quantize_block(block, Scheme.parse(scheme))["0"]

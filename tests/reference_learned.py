@@ -179,7 +179,7 @@ def flexround_weight(
 def clipped_group(
     values: list[float], g: float, b: float, bits: int, *, symmetric: bool
 ) -> dict[str, list[float]]:
-    """Return a group under OmniQuant's clipping: Q, codes, grid, and dQ/dg, dQ/db of each weight."""
+    """Return a group under OmniQuant's clipping: Q, codes, grid, dQ/dg and dQ/db of each."""
     top, middle = 2**bits - 1, 2 ** (bits - 1)
     low, high = min(0.0, *values), max(0.0, *values)
     if symmetric:

@@ -11,8 +11,8 @@ from torch import Tensor
 from quantlab.block import Block
 from quantlab.factor import factorize, inverse_cholesky
 from quantlab.methods.gptq import GPTQ, gptq, solve
-from quantlab.native import compiled, share_rows
 from quantlab.methods.rtn import rtn
+from quantlab.native import compiled, share_rows
 from quantlab.scheme import Scheme
 from quantlab.tensor import CalibrationError, output_error
 

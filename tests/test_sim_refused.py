@@ -134,3 +134,13 @@ def test_weights_only_is_a_copy_that_leaves_the_simulation_as_it_is():
     with torch.no_grad():
         weights.head[1].weight.zero_()
     assert sim(images).equal(answer)
+
+
+def test_apply_drops_the_ranges_of_layers_outside_the_blocks_too():
+    model, images = pictures()
+    sim = QuantSim(model, weights=W4, activations=A8)
+    sim.compute_encodings(images)
+    sim.apply(AdaScale(iterations=2), images, blocks=["stem"])
+    with pytest.raises(CalibrationError, match=r"and 5 more; call"):
+        sim(images)
+    assert sim.model.head[1].input.encoding is None

@@ -63,7 +63,7 @@ class RoundingMap(Widget):
 
     @property
     def errors(self) -> list[float]:
-        """Output error after 0, 1, 2 .. turned weights."""
+        """What the output error is after 0, 1, 2 .. turned weights."""
         return self.table["errors"]
 
 

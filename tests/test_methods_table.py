@@ -60,6 +60,15 @@ def test_a_second_run_measures_only_what_is_missing(monkeypatch, tmp_path):
     )
 
 
+def test_two_runs_side_by_side_keep_each_other_s_cells(monkeypatch, tmp_path):
+    monkeypatch.setattr(methods, "RESULTS", tmp_path / "methods.json")
+    methods.save(made_up({"RTN": 1.5}))
+    methods.save(made_up({"GPTQ": 1.2}))  # read before the first was written
+    cells = methods.read()["cells"]
+    assert len(cells) == 2 * len(methods.SCHEMES)
+    assert list(tmp_path.iterdir()) == [tmp_path / "methods.json"]
+
+
 def test_cells_of_another_setting_are_not_mixed_in(monkeypatch, tmp_path):
     monkeypatch.setattr(methods, "RESULTS", tmp_path / "methods.json")
     result = made_up({"RTN": 1.5})

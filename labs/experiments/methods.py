@@ -85,10 +85,17 @@ def processor() -> str:
 
 
 def save(result: Result) -> None:
-    """Write the JSON: to a neighbor first, so that a killed run leaves the old file whole."""
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(RESULTS)
+    """Write the JSON with the cells that are already there: runs of other cells may go on beside.
+
+    To a neighbor first, so that a killed run leaves the old file whole.
+    """
+    if RESULTS.exists():
+        there = json.loads(RESULTS.read_text(encoding="utf-8"))
+        for part in ("float", "cells"):
+            result[part] = there[part] | result[part]
+    written = RESULTS.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    written.replace(RESULTS)
 
 
 def read() -> Result:

@@ -1,4 +1,4 @@
-"""All six widgets in a real JupyterLab, over small synthetic tables."""
+"""All eight widgets in a real JupyterLab, over small synthetic tables."""
 
 import nbformat
 import pytest
@@ -8,7 +8,8 @@ SETUP = """
 import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
-from quantlab.widgets import RatioSlider
+from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap
+from quantlab.methods.gptq import gptq
 """
 DIAL = """
 rows = [
@@ -35,23 +36,34 @@ RATIO = """
 loud = X * torch.logspace(0, 2, 16, dtype=torch.float64)[:, None]
 RatioSlider(W, loud @ loud.T / 200, loud.abs().mean(1), Scheme(3, 8))
 """
+ADASCALE = """
+row = torch.tensor([0.50, -0.30, 0.11, -0.62], dtype=torch.float64)
+AdaScaleSliders(row, Scheme(4), torch.full((4, 4), 0.8).fill_diagonal_(1), element=1)
+"""
+ROUNDING = """
+M = X @ X.T / 200
+RoundingMap(W, gptq(W, M, Scheme(3)), M)
+"""
 TITLES = [
     "Memory dial",
     "Bit inspector",
     "Clip slider",
     "Column sweep",
     "Ratio slider",
+    "AdaScale sliders",
+    "Rounding map",
     "Block explorer",
 ]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one notebook of five widgets between two headings."""
+    """A folder with one notebook of eight widgets between two headings."""
     folder = tmp_path / "course"
     folder.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# Widgets")]
-    for source in (SETUP, DIAL, "BitInspector()", CLIP, SWEEP, RATIO, "BlockExplorer()"):
+    widgets = (DIAL, "BitInspector()", CLIP, SWEEP, RATIO, ADASCALE, ROUNDING, "BlockExplorer()")
+    for source in (SETUP, *widgets):
         cells.append(nbformat.v4.new_code_cell(source.strip()))
     cells.append(nbformat.v4.new_markdown_cell("## The end"))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}

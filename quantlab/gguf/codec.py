@@ -58,7 +58,7 @@ def quantize(
     --------
     >>> import numpy as np
     >>> quantize(np.linspace(-1, 1, 32), "Q4_0").tolist()[:4]  # scale 0.125 as float16, codes
-    [0, 48, 128, 144]
+    [0, 48, 128, 145]
     """
     cls = find_type(type)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and inf is refused

@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
 STEPS, CALIBRATION, TEST = 300, 32, 32  # steps a block; windows of 256 tokens
 MODELS = ("storyteller", "storyteller-outlier")
-SCHEMES = ("w4g64sym", "w3g64sym", "w2g32sym", "w4sym", "w3sym")
+SCHEMES = ("w4g64sym", "w3g64sym", "w2g32sym", "w4sym")
 METHODS: dict[str, Method] = {
     "RTN": RTN(),
     "AWQ": AWQ(),

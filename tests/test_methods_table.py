@@ -29,8 +29,7 @@ def test_the_best_of_each_column_is_bold_and_a_missing_cell_is_named():
     result = made_up({"RTN": 1.5, "GPTQ": 1.2})
     text = methods.table(result)
     assert (
-        "| storyteller (float: 14.00) | w4g64 | w3g64 | w2g32 | w4 | w3 | CPU seconds, w3g64 |"
-        in text
+        "| storyteller (float: 14.00) | w4g64 | w3g64 | w2g32 | w4 | CPU seconds, w3g64 |" in text
     )
     assert "| RTN | 1.500 ± 0.010 |" in text
     assert "| GPTQ | **1.200 ± 0.010** |" in text

@@ -163,7 +163,7 @@ def table(result: Result) -> str:
     windows = f"{result['calibration_windows']} calibration and {result['test_windows']} test"
     parts = [
         f"Perplexity as a multiple of the float model's, with one standard error ({windows}",
-        f"windows of {result['window']} tokens, paired). `w3g64` has 3 bits and groups of 64, `w3`",
+        f"windows of {result['window']} tokens, paired). `w3g64` has 3 bits and groups of 64, `w4`",
         "one scale a row. AdaRound, FlexRound, OmniQuant and AdaScale learn for",
         f"{result['steps']} steps a block.",
     ]
@@ -222,7 +222,7 @@ def recovered(name: str, scheme: str, result: Result) -> tuple[str, float] | Non
 def findings(result: Result) -> list[str]:
     """Return sentences that follow from the numbers: the best method at 3 and 2 bits."""
     lines = []
-    for name, scheme in itertools.product(MODELS, ("w3g64sym", "w2g32sym", "w3sym")):
+    for name, scheme in itertools.product(MODELS, ("w3g64sym", "w2g32sym")):
         found = recovered(name, scheme, result)
         if found is not None:
             method, share = found

@@ -114,10 +114,10 @@ def run_key(model: nn.Module, method: object, scheme: Scheme, data: Tensor | Non
     False
     """
     digest = hashlib.sha256(repr((method, str(scheme))).encode())
-    tensors: dict[str, Any] = dict(model.named_parameters())
+    tensors: dict[str, Any] = model.state_dict()  # with buffers: batch norm computes with them
     if data is not None:
         tensors["data"] = data
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import quantlab as ql
 from quantlab.block import Block
 from quantlab.methods.gptq import GPTQ
 from quantlab.models.llama import Llama, LlamaConfig
+from quantlab.resume import run_key
 from quantlab.scheme import Scheme
 
 SCHEME = Scheme(4, 32)
@@ -87,6 +88,13 @@ def test_files_of_another_run_are_refused(tmp_path, change):
     tokens = data().flip(0) if change == "data" else data()
     with pytest.raises(ValueError, match="another model, data, method or scheme"):
         ql.quantize_(other, method, scheme, tokens, checkpoint=tmp_path)
+
+
+def test_a_buffer_counts_as_part_of_the_model():
+    norm = torch.nn.BatchNorm1d(3)
+    before = run_key(norm, GPTQ(), SCHEME, None)
+    norm.running_mean[1] += 1e-3
+    assert run_key(norm, GPTQ(), SCHEME, None) != before
 
 
 def test_a_damaged_file_is_named(tmp_path):

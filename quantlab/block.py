@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from quantlab.codebook_tensor import Quantized
 from quantlab.scheme import Scheme
 from quantlab.tensor import CalibrationError, QuantizedTensor
 
@@ -173,5 +174,15 @@ class Method(Protocol):
     """
 
     def quantize_block(self, block: Block, scheme: Scheme) -> dict[str, QuantizedTensor]:
+        """Return one tensor for each name in ``block.linears`` that it quantizes."""
+        ...
+
+
+class FormatMethod(Protocol):
+    """A method that brings its own grid, such as a float format: ``quantize_`` gets no scheme."""
+
+    own_grid: ClassVar[bool]
+
+    def quantize_block(self, block: Block, scheme: None = None) -> Mapping[str, Quantized]:
         """Return one tensor for each name in ``block.linears`` that it quantizes."""
         ...

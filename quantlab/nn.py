@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantlab.nn_codebook import CodebookLinear
 from quantlab.scheme import Scheme
 from quantlab.tensor import PackedTensor
 
@@ -84,7 +85,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 def stores_integers(leaf: nn.Module) -> bool:
     """Tell whether one layer's own weight is an integer tensor."""
-    if isinstance(leaf, QuantizedLinear):
+    if isinstance(leaf, QuantizedLinear | CodebookLinear):
         return True
     weight = getattr(leaf, "weight", None)
     if callable(weight) and not isinstance(weight, Tensor):  # torch.ao: weight() returns qint8

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from quantlab.block import Block, Method, second_moment
+from quantlab.block import Block, FormatMethod, Method, second_moment
+from quantlab.codebook_tensor import Quantized
 from quantlab.models.families import find_blocks, linears
 from quantlab.nn import QuantizedLinear
+from quantlab.nn_codebook import CodebookLinear
 from quantlab.report import LayerResult, Report
 from quantlab.resume import FinishedBlocks, run_key
 from quantlab.scheme import Scheme
@@ -26,8 +28,8 @@ from quantlab.walk import BATCH, walk
 @torch.no_grad()
 def quantize_(
     model: nn.Module,
-    method: Method,
-    scheme: Scheme,
+    method: Method | FormatMethod,
+    scheme: Scheme | None,
     data: Tensor | None = None,
     *,
     blocks: str | Sequence[str] | None = None,
@@ -46,8 +48,8 @@ def quantize_(
         Called as ``model(tokens)``. Its embedding, norms and head stay in float.
     method : Method
         For instance ``ql.RTN()`` or ``ql.GPTQ()``.
-    scheme : Scheme
-        Bits 1..8.
+    scheme : Scheme, or None
+        Bits 1..8. None for a method that brings its own grid, such as ``ql.FloatRTN()``.
     data : (samples, length) LongTensor, or None
         Calibration tokens. With them the Report holds each layer's output error.
     blocks : dotted path of the model's list of blocks, or the names of the blocks, or None
@@ -88,19 +90,21 @@ def quantize_(
     return Report(tuple(rows), left_in_float(model), type(method).__name__, seconds)
 
 
-Store = Callable[[Any, QuantizedTensor], nn.Module]  # (float layer, its result) -> replacement
+Store = Callable[[Any, Any], nn.Module]  # (float layer, its result) -> replacement
 
 
-def packed(linear: nn.Linear, tensor: QuantizedTensor) -> QuantizedLinear:
+def packed(linear: nn.Linear, tensor: QuantizedTensor | Quantized) -> nn.Module:
     """Return the layer that holds the result in packed form."""
-    return QuantizedLinear(tensor.pack(), linear.bias)
+    if isinstance(tensor, QuantizedTensor):
+        return QuantizedLinear(tensor.pack(), linear.bias)
+    return CodebookLinear(tensor.pack(), linear.bias)
 
 
 @torch.no_grad()
 def replace_layers_(
     model: nn.Module,
-    method: Method,
-    scheme: Scheme,
+    method: Method | FormatMethod,
+    scheme: Scheme | None,
     data: Tensor | None,
     *,
     blocks: str | Sequence[str] | None = None,
@@ -113,8 +117,7 @@ def replace_layers_(
 
     The walk behind ``quantize_`` and ``QuantSim.apply``: all of it, or the model is put back.
     """
-    if isinstance(method, type) or not isinstance(method, Method):
-        raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
+    check_method(method, scheme, checkpoint)
     found = find_blocks(model, blocks)
     check_layers(found, scheme)
     rows: list[LayerResult] = []
@@ -147,15 +150,31 @@ def replace_layers_(
     return rows
 
 
-def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme) -> None:
+def check_method(
+    method: Method | FormatMethod, scheme: Scheme | None, checkpoint: str | Path | None
+) -> None:
+    """Refuse what is no method, and a method with a scheme it cannot use."""
+    if isinstance(method, type) or not hasattr(method, "quantize_block"):
+        raise ValueError(f"method is {method!r}; pass a method such as ql.RTN() or ql.GPTQ()")
+    name, own_grid = type(method).__name__, getattr(method, "own_grid", False)
+    if own_grid and scheme is not None:
+        raise ValueError(f"{name} brings its own grid; pass None, not the scheme {scheme}")
+    if own_grid and checkpoint is not None:
+        raise ValueError(f"checkpoint keeps schemes, not the codes of {name}; leave it out")
+    if not own_grid and scheme is None:
+        raise ValueError(f"{name} needs a scheme, such as Scheme(bits=4, group_size=64)")
+
+
+def check_layers(blocks: Mapping[str, nn.Module], scheme: Scheme | None) -> None:
     """Refuse, before anything is changed, weights and shapes that the scheme cannot take."""
-    if scheme.bits > 8:
+    if scheme is not None and scheme.bits > 8:
         raise ValueError(f"weights take 1..8 bits, the scheme says {scheme.bits}")
     for block_name, block in blocks.items():
         for name, linear in linears(block).items():
             check_weight(linear.weight.detach(), f"{block_name}.{name}")
             try:
-                scheme.group(linear.weight)
+                if scheme is not None:
+                    scheme.group(linear.weight)
             except ValueError as error:
                 raise ValueError(f"{block_name}.{name}: {error}") from None
 
@@ -173,11 +192,11 @@ def keep(module: nn.Module) -> Callable[[], None]:
 
 def quantize_block(
     block: Block,
-    method: Method,
-    scheme: Scheme,
+    method: Method | FormatMethod,
+    scheme: Scheme | None,
     undo: list[Callable[[], None]],
     kept: FinishedBlocks | None,
-) -> tuple[dict[str, QuantizedTensor], float]:
+) -> tuple[Mapping[str, Any], float]:
     """Return a block's results, from disk if they lie there, and the seconds they took."""
     folds = getattr(method, "folds", False)
     if folds:
@@ -185,7 +204,7 @@ def quantize_block(
     started = time.perf_counter()
     quantized = kept.load_(block) if kept else None
     if quantized is None:
-        quantized = method.quantize_block(block, scheme)
+        quantized = cast(Any, method).quantize_block(block, scheme)
         if kept:
             kept.save(block, quantized, folds=folds)
     return quantized, time.perf_counter() - started
@@ -193,7 +212,7 @@ def quantize_block(
 
 def replace_block_(
     block: Block,
-    quantized: Mapping[str, QuantizedTensor],
+    quantized: Mapping[str, Any],
     seconds: float,
     store: Store,
     undo: list[Callable[[], None]],
@@ -218,7 +237,7 @@ def measure(
     name: str,
     layer: nn.Module,
     replacement: nn.Module,
-    tensor: QuantizedTensor,
+    tensor: QuantizedTensor | Quantized,
     moment: Tensor | None,
 ) -> LayerResult:
     """Compare what is stored with the float weight."""
@@ -241,7 +260,7 @@ def measure(
 
 def matrix(layer: nn.Module) -> Tensor:
     """Return a layer's weight as a float (out, in) matrix."""
-    if isinstance(layer, QuantizedLinear):
+    if isinstance(layer, QuantizedLinear | CodebookLinear):
         return layer.packed.dequantize()
     weight = layer.weight
     assert isinstance(weight, Tensor)  # for the type checker

@@ -104,7 +104,7 @@ class FinishedBlocks:
             raise ValueError(f"cannot write {path}: {error.strerror}") from error
 
 
-def run_key(model: nn.Module, method: object, scheme: Scheme, data: Tensor | None) -> str:
+def run_key(model: nn.Module, method: object, scheme: Scheme | None, data: Tensor | None) -> str:
     """Return a digest of everything that decides what a run produces.
 
     Examples

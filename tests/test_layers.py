@@ -7,11 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "quantlab"
 ROWS = (
-    ("scheme", "floats", "packing", "tensor", "factor", "native", "grid_search", "clip_search"),
+    (
+        "scheme",
+        "floats",
+        "packing",
+        "tensor",
+        "codebook_tensor",
+        "factor",
+        "native",
+        "grid_search",
+        "clip_search",
+        "hadamard",
+        "orthogonal",
+    ),
     ("block", "folding", "training"),
     ("methods", "gguf", "kernels"),
     (
         "nn",
+        "nn_codebook",
         "models",
         "data",
         "report",
@@ -19,6 +32,8 @@ ROWS = (
         "walk",
         "pipeline",
         "sim",
+        "rotate",
+        "spinquant",
         "allocate",
         "evaluate",
         "checkpoint",

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.native import compiled
 
@@ -22,7 +22,6 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 L2, L3 = 1 << 20, 32 << 20  # bytes, where the system does not tell
 LARGEST = 1 << 30  # a buffer for memory's speed need not be larger
 SECONDS = 0.05  # of one measurement: long against starting a thread
-STRIDE = np.uintp(64)  # integers added in one step of the loop: 8 cache lines in flight
 
 
 @compiled
@@ -55,34 +54,50 @@ def read_bandwidth(
     ValueError
         If a parameter is out of range.
     """
-    if nbytes < 4096 * threads or threads < 1:
-        raise ValueError(
-            f"asked to read {nbytes} bytes with {threads} threads; give each at least 4096"
-        )
-    if not seconds > 0 or repeats < 1:
-        raise ValueError(f"seconds is {seconds} and repeats {repeats}; both are above 0")
+    if nbytes < 4096 * max(threads, 1):
+        raise ValueError(f"asked to read {nbytes} bytes with {threads} threads; take 4096 for each")
+    check_effort(threads, seconds, repeats)
     size = nbytes // (8 * threads) // 64 * 64
     buffers = [np.full(size, k, np.uint64) for k in range(threads)]
-    passes = 1
-    while (took := shared(buffers, passes)) < seconds / 4:  # also the warm-up
-        passes = max(2 * passes, int(passes * seconds / max(took, seconds / 64)))
-    passes = max(1, int(passes * seconds / took))
-    best = min(shared(buffers, passes) for _ in range(repeats))
-    return 8 * size * threads * passes / best
+
+    def read(passes: int) -> float:
+        return together([partial(add_up, buffer, passes) for buffer in buffers])
+
+    passes = calibrated(read, seconds)
+    return 8 * size * threads * passes / min(read(passes) for _ in range(repeats))
 
 
-def shared(buffers: Sequence[NDArray[np.uint64]], passes: int) -> float:
-    """Read each buffer in a thread of its own; return the seconds from first start to last end."""
+def check_effort(threads: int, seconds: float, repeats: int) -> None:
+    """Raise a ValueError unless all three are above 0."""
+    if threads < 1 or repeats < 1 or not 0 < seconds < np.inf:
+        raise ValueError(
+            f"threads is {threads}, repeats {repeats} and seconds {seconds}; all are above 0"
+        )
+
+
+def calibrated(work: Callable[[int], float], seconds: float) -> int:
+    """Return how often to repeat ``work``, which tells how long it took, to fill so many seconds.
+
+    Its first calls are the warm-up.
+    """
+    times = 1
+    while (took := work(times)) < seconds / 4:
+        times = max(2 * times, int(times * seconds / max(took, seconds / 64)))
+    return max(1, int(times * seconds / took))
+
+
+def together(jobs: Sequence[Callable[[], object]]) -> float:
+    """Run each job in a thread of its own; return the seconds from first start to last end."""
     spans: list[tuple[float, float]] = []
-    ready = threading.Barrier(len(buffers))
+    ready = threading.Barrier(len(jobs))
 
-    def read(buffer: NDArray[np.uint64]) -> None:
+    def run(job: Callable[[], object]) -> None:
         ready.wait()
         began = time.perf_counter()
-        add_up(buffer, passes)
+        job()
         spans.append((began, time.perf_counter()))
 
-    workers = [threading.Thread(target=read, args=(buffer,)) for buffer in buffers]
+    workers = [threading.Thread(target=run, args=(job,)) for job in jobs]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantlab import gguf, quiz
 from quantlab.block import Block, Method, second_moment
+from quantlab.blockwise import DYNAMIC8, BlockCodes, blockwise8, quantize_blocks
 from quantlab.data import calibration_set, test_set
+from quantlab.double_quantization import double_quantize
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
+from quantlab.export.bitsandbytes import from_bitsandbytes_, to_bitsandbytes_
 from quantlab.export.gguf import export_gguf
 from quantlab.export.gguf_load import load_gguf
 from quantlab.export.imatrix import imatrix
@@ -37,12 +40,16 @@ from quantlab.methods.adaround import AdaRound
 from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ, awq, mean_size
 from quantlab.methods.flexround import FlexRound
+from quantlab.methods.fp4 import FP4_BNB, Float4, fp4
 from quantlab.methods.gptq import GPTQ, gptq, solve
+from quantlab.methods.llm_int8 import Int8Rows, int8_rows, llm_int8
+from quantlab.methods.nf4 import NormalFloat, nf4
 from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
 from quantlab.nn import QuantizedLinear, is_quantized
+from quantlab.nn_int8 import Int8Linear, llm_int8_
 from quantlab.notebook import digits, notebook, show, table
 from quantlab.packing import pack_codes, packed_bytes, unpack_codes
 from quantlab.pipeline import quantize_
@@ -66,7 +73,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AWQ",
     "BF16",
+    "DYNAMIC8",
     "E8M0",
+    "FP4_BNB",
     "FP4_E2M1",
     "FP6_E2M3",
     "FP6_E3M2",
@@ -79,12 +88,17 @@ __all__ = [
     "AdaRound",
     "AdaScale",
     "Block",
+    "BlockCodes",
     "CalibrationError",
     "Codebook",
     "Evaluation",
     "FlexRound",
+    "Float4",
     "FloatFormat",
+    "Int8Linear",
+    "Int8Rows",
     "Method",
+    "NormalFloat",
     "OmniQuant",
     "PackedTensor",
     "QuantSim",
@@ -94,21 +108,29 @@ __all__ = [
     "Scheme",
     "UnsupportedModelError",
     "awq",
+    "blockwise8",
     "calibration_set",
     "digits",
+    "double_quantize",
     "evaluate",
     "exercise",
     "export_gguf",
     "factorize",
+    "fp4",
+    "from_bitsandbytes_",
     "gguf",
     "gptq",
     "imatrix",
+    "int8_rows",
     "inverse_cholesky",
     "is_quantized",
+    "llm_int8",
+    "llm_int8_",
     "load",
     "load_gguf",
     "log_probabilities",
     "mean_size",
+    "nf4",
     "nf4_levels",
     "notebook",
     "output_error",
@@ -117,6 +139,7 @@ __all__ = [
     "perplexity",
     "plot",
     "quantize_",
+    "quantize_blocks",
     "quiz",
     "rtn",
     "second_moment",
@@ -125,6 +148,7 @@ __all__ = [
     "sqnr",
     "table",
     "test_set",
+    "to_bitsandbytes_",
     "unpack_codes",
     "widgets",
 ]

@@ -13,25 +13,29 @@ ONE = np.float32(1)
 
 
 @compiled
-def round_group(x, start, stop, codes):
-    """Write int8 codes of x[start:stop] and return (their sum, their scale).
+def find_scale(bits):
+    """Return the largest size among float32 numbers, seen as integers, divided by 127.
 
-    The largest size is found among the numbers' bits, which are ordered as the numbers are, NaN on
-    top: integers can be compared sixteen at a time, and a NaN comes out as the scale.
+    The bits of numbers are ordered as the numbers are, with NaN on top: integers can be compared
+    sixteen at a time, and a NaN comes out as the scale.
     """
     largest = np.int32(0)
-    bits = x.view(np.int32)
-    for i in range(start, stop):
+    for i in range(np.uintp(bits.size)):
         size = bits[i] & SIZE_BITS
         largest = size if size > largest else largest
-    scale = np.float32(np.int32(largest).view(np.float32) / LARGEST)
+    return np.float32(np.int32(largest).view(np.float32) / LARGEST)
+
+
+@compiled
+def round_group(x, scale, codes):
+    """Write int8 codes of a group and return their sum."""
     divisor = scale if scale != 0 else ONE
     total = np.int32(0)
-    for i in range(start, stop):
-        code = np.int8(np.rint(np.float32(x[i] / divisor)))
-        codes[i] = code
-        total = np.int32(total + np.int32(code))
-    return total, scale
+    for i in range(np.uintp(x.size)):
+        code = np.int32(np.rint(np.float32(x[i] / divisor)))
+        codes[i] = np.int8(code)
+        total = np.int32(total + code)
+    return total
 
 
 @compiled
@@ -44,7 +48,7 @@ def even_then_odd(words):
     two, four = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
     eight, sixteen, half = np.uint64(8), np.uint64(16), np.uint64(32)
     low = np.uint64(0xFFFFFFFF)
-    for i in range(words.size):
+    for i in range(np.uintp(words.size)):
         even, odd = words[i] & two, (words[i] >> eight) & two
         even, odd = (even | (even >> eight)) & four, (odd | (odd >> eight)) & four
         even, odd = (even | (even >> sixteen)) & low, (odd | (odd >> sixteen)) & low
@@ -54,12 +58,11 @@ def even_then_odd(words):
 @compiled
 def round_tokens(x, group_size, codes, scale, sums, nibbles):
     """Round (tokens, in) floats by groups, and reorder them for nibbles if asked to."""
-    tokens, columns = x.shape
-    for t in range(tokens):
+    for t in range(x.shape[0]):
         for g in range(scale.shape[1]):
-            start = g * group_size
-            stop = min(start + group_size, columns)
-            sums[t, g], scale[t, g] = round_group(x[t], start, stop, codes[t])
+            part = x[t, g * group_size : (g + 1) * group_size]
+            scale[t, g] = find_scale(part.view(np.int32))
+            sums[t, g] = round_group(part, scale[t, g], codes[t, g * group_size :])
         if nibbles:
             even_then_odd(codes[t].view(np.uint64))
 

@@ -1,8 +1,7 @@
 """The instruction at the heart of the integer kernels, on each path.
 
-``add_products(plan, sums, codes, x, at, stride)`` adds to lane r of a register the four products of
-that lane's bytes with four activations: codes are unsigned bytes, activations signed ones. All
-paths give the same integers.
+It adds to each lane of a register the four products of that lane's bytes with four activations:
+codes are unsigned bytes, activations signed ones. All paths give the same integers.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -36,51 +35,44 @@ LOW, HIGH = list(range(8)), list(range(8, 16))  # the lanes of the two halves of
 
 @intrinsic
 def add_products(
-    typing: Any, plan: Any, sums: Any, codes: Any, x: Any, at: Any, stride: Any
+    typing: Any, plan: Any, sums: Any, words: Any, x: Any, at: Any, stride: Any
 ) -> Codegen:
-    """Add codes times activations, four a lane, for every tile and token of the plan.
+    """Add the products of a word of codes, for every tile and token of the plan.
 
-    Codes are nibbles (0..15) or bytes (0..255): each path's instruction is right for nibbles, and
-    ``add_byte_products`` tells what it takes for bytes.
+    Of 4-bit codes the low nibbles meet the first four activations at ``at`` and the high nibbles
+    the next four: activations lie in that order. Of 8-bit codes there are only four.
     """
-    return products_of(plan, sums, codes, x, at, stride, add=dot_nibbles)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, sums, words, array, at, stride = arguments
+        totals, tiles, kind = unbundle(builder, sums), unbundle(builder, words), signature.args[3]
+        places = steps(builder, at, stride, plan.tokens)
+        for part in range(8 // plan.bits):
+            codes = [nibbles(builder, tile, part) if plan.bits == 4 else tile for tile in tiles]
+            dot = dot_nibbles if plan.bits == 4 else dot_bytes
+            for token, place in enumerate(places):
+                address = pointer(context, builder, kind, array, place)
+                four = splat(builder, builder.load(builder.gep(address, [INT(part)]), align=4))
+                for tile, code in enumerate(codes):
+                    k = tile * plan.tokens + token
+                    totals[k] = dot(builder, plan.path, totals[k], code, four)
+        return bundle(builder, totals)
+
+    return sums(plan, sums, words, x, at, stride), build
 
 
-@intrinsic
-def add_byte_products(
-    typing: Any, plan: Any, sums: Any, codes: Any, x: Any, at: Any, stride: Any
-) -> Codegen:
-    """Add byte codes (0..255) times activations, four a lane.
+def nibbles(builder: Any, words: Any, part: int) -> Any:
+    """Return the low (0) or high (1) nibble of each byte."""
+    shifted = builder.lshr(words, fill(4)) if part else words
+    return builder.and_(shifted, fill(0x0F0F0F0F))
+
+
+def dot_bytes(builder: Any, path: str, total: Any, codes: Any, x: Any) -> Any:
+    """Add four products of bytes (0..255) to each lane.
 
     VPDPBUSD takes bytes as they are. VPMADDUBSW adds two products in 16 bits, and 2 x 255 x 127 is
     too much for them, so there a byte is split into its nibbles: code = low + 16 high.
     """
-    return products_of(plan, sums, codes, x, at, stride, add=dot_bytes)
-
-
-def products_of(
-    plan: Any, sums: Any, codes: Any, x: Any, at: Any, stride: Any, *, add: Any
-) -> Codegen:
-    """Return signature and code of a product of all tiles with all tokens."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, sums, codes, array, at, stride = arguments
-        kind = signature.args[3]
-        tokens = [
-            splat(builder, builder.load(pointer(context, builder, kind, array, place), align=4))
-            for place in steps(builder, at, stride, plan.tokens)
-        ]
-        tiles, totals = unbundle(builder, codes), unbundle(builder, sums)
-        for k, total in enumerate(totals):
-            tile, token = divmod(k, plan.tokens)
-            totals[k] = add(builder, plan.path, total, tiles[tile], tokens[token])
-        return bundle(builder, totals)
-
-    return sums(plan, sums, codes, x, at, stride), build
-
-
-def dot_bytes(builder: Any, path: str, total: Any, codes: Any, x: Any) -> Any:
-    """Add four products of bytes to each lane."""
     if "vnni" in path:
         return dot_nibbles(builder, path, total, codes, x)
     mask = fill(0x0F0F0F0F)

@@ -53,9 +53,9 @@ class RegistersModel(models.PrimitiveModel):
 class PlanType(types.Type):
     """The type that a plan is: all of it is known to the compiler."""
 
-    def __init__(self, path: str, tiles: int, tokens: int) -> None:
-        self.path, self.tiles, self.tokens = path, tiles, tokens
-        super().__init__(f"Plan({path}, {tiles}, {tokens})")
+    def __init__(self, path: str, bits: int, tiles: int, tokens: int) -> None:
+        self.path, self.bits, self.tiles, self.tokens = path, bits, tiles, tokens
+        super().__init__(f"Plan({path}, {bits}, {tiles}, {tokens})")
 
     def registers(self, kind: str) -> Registers:
         """Return the type of one register for each pair of a tile and a token."""
@@ -68,11 +68,11 @@ class PlanModel(models.OpaqueModel):
 
 
 class Plan:
-    """How a kernel works: which instructions, and on how many tiles and tokens at a time."""
+    """How a kernel works: instructions, bits of a code, and tiles and tokens at a time."""
 
-    def __init__(self, path: str, tiles: int, tokens: int) -> None:
-        self.path, self.tiles, self.tokens = path, tiles, tokens
-        self._numba_type_ = PlanType(path, tiles, tokens)
+    def __init__(self, path: str, bits: int, tiles: int, tokens: int) -> None:
+        self.path, self.bits, self.tiles, self.tokens = path, bits, tiles, tokens
+        self._numba_type_ = PlanType(path, bits, tiles, tokens)
 
 
 @unbox(PlanType)
@@ -232,20 +232,6 @@ def zeros_like_plan(typing: Any, plan: Any) -> Codegen:
         return bundle(builder, [fill(0.0, FLOATS)] * result.count)
 
     return result(plan), build
-
-
-@intrinsic
-def nibbles(typing: Any, words: Any, shift: Any) -> Codegen:
-    """Return a nibble of each byte: shift 0 the low ones, shift 4 the high ones."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        words, shift = arguments
-        amount = splat(builder, builder.trunc(shift, INT))
-        mask = fill(0x0F0F0F0F)
-        found = [builder.and_(builder.lshr(w, amount), mask) for w in unbundle(builder, words)]
-        return bundle(builder, found)
-
-    return words(words, shift), build
 
 
 @intrinsic

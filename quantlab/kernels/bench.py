@@ -1,0 +1,282 @@
+"""Time products honestly: validate first, then take turns, then say all that counts.
+
+A *contestant* is one way to compute y = x W^T with its own form of W. Before it is timed, its
+result is compared with the product of its own weight in float64, and its error stays beside its
+time: a kernel that rounds activations to 8 bits does less work than one that does not.
+
+*Hot*: one set of weights, which stays in the cache if it fits. *Cold*: several sets in rotation,
+together more than four times the third cache, so that each call reads its weights from memory, as
+a model does that is larger than the cache.
+
+Contestants take turns, in a new order each round, so that a slow second of the machine falls on
+all. Each turn begins with calls that are not timed: they wake threads and fill caches. Repacking a
+weight is not timed, rounding activations is: a model does the first once, the second at each call.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantlab.gguf.writer import whole_file
+from quantlab.kernels.contest import (
+    Contestant,
+    Prepared,
+    Product,
+    WrongKernel,
+    validate,
+    weight_sets,
+)
+from quantlab.kernels.machine import Bystanders, Limits, Machine
+from quantlab.kernels.samples import Comparison, Summary, compare, summarize
+
+FEWEST, MOST = 3, 100  # timed calls of a turn
+ROUNDS = 10
+TURN = 0.01  # seconds that a turn should last
+CACHES = ("hot", "cold")
+SHARED = ("name", "activations", "bits", "ours", "note")  # by Contestant and Row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark.
+
+    Attributes
+    ----------
+    name, activations, bits, ours, note
+        As in ``Contestant``.
+    shape : (out, in, batch)
+    threads : int
+    cache : ``hot`` or ``cold``
+    times : Summary of all timed calls
+    rounds : median seconds of each round, for comparisons
+    moved : bytes of weights, activations and results of one call
+    bandwidth, speed : bytes and operations a second, at the median
+    bandwidth_share, peak_share : parts of what the machine can do, as measured
+    error : relative error against float64
+    others : part of the processor that other programs used, or None if untold
+    """
+
+    name: str
+    activations: str
+    bits: float
+    ours: bool
+    note: str
+    shape: tuple[int, int, int]
+    threads: int
+    cache: str
+    times: Summary
+    rounds: tuple[float, ...]
+    moved: int
+    bandwidth: float
+    speed: float
+    bandwidth_share: float
+    peak_share: float | None
+    error: float
+    others: float | None
+
+    def against(self, other: Row, **options: Any) -> Comparison:
+        """Compare with another row of the same run: above 1, this one is faster."""
+        return compare(self.rounds, other.rounds, **options)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contestant that was right, its weights, and its relative error."""
+
+    contestant: Contestant
+    prepared: Prepared
+    error: float
+
+
+@dataclass
+class Bench:
+    """A whole run: the machine, the rows, and who was refused and why."""
+
+    machine: Machine
+    rows: list[Row] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def run(
+        self,
+        product: Product,
+        contestants: Iterable[Contestant],
+        *,
+        threads: Sequence[int] = (1,),
+        caches: Sequence[str] = CACHES,
+        rounds: int = ROUNDS,
+        turn: float = TURN,
+    ) -> list[Row]:
+        """Validate contestants, time them against one another, add their rows and return them.
+
+        One whose result is wrong is not timed; the reason stands in ``refused``.
+
+        Raises
+        ------
+        ValueError
+            If caches holds other words than hot and cold, or the machine's limits were not
+            measured for these threads.
+        """
+        check_words(caches)
+        limits = [self.machine.limit(count) for count in threads]
+        ready = self.prepared(contestants, cold="cold" in caches)
+        added = []
+        try:
+            for limit in limits:
+                for cache in caches:
+                    added += timed(product, ready, limit, cache, rounds, turn)
+        finally:
+            for entry in ready:
+                entry.prepared.close()
+        self.rows += added
+        return added
+
+    def prepared(self, contestants: Iterable[Contestant], *, cold: bool) -> list[Ready]:
+        """Make weights ready; keep contestants whose results are right, with their errors."""
+        ready = []
+        for contestant in contestants:
+            prepared = contestant.prepare(weight_sets(contestant.weight_bytes) if cold else 1)
+            try:
+                error = validate(contestant, prepared.result())
+            except WrongKernel as wrong:
+                self.refused[contestant.name] = str(wrong)
+                prepared.close()
+            else:
+                ready.append(Ready(contestant, prepared, error))
+        return ready
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dicts, lists, texts and numbers, for JSON."""
+        return {
+            "format": "quantlab bench 1",
+            "units": {"times": "seconds", "bandwidth": "bytes/s", "speed": "operations/s"},
+            "machine": self.machine.to_dict(),
+            "rows": [asdict(row) for row in self.rows],
+            "refused": dict(self.refused),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write a JSON file, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        with whole_file(path) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+
+def check_words(caches: Sequence[str]) -> None:
+    """Raise a ValueError unless each word is hot or cold."""
+    for word in caches:
+        if word not in CACHES:
+            raise ValueError(f"cache is {word!r}; choose from {', '.join(CACHES)}")
+
+
+def race(
+    entries: Mapping[str, Prepared],
+    *,
+    threads: int = 1,
+    cold: bool = False,
+    rounds: int = ROUNDS,
+    turn: float = TURN,
+    seed: int = 0,
+) -> dict[str, list[list[float]]]:
+    """Let prepared contestants take turns; return the seconds of each one's calls, by round.
+
+    Parameters
+    ----------
+    entries : Prepared by name
+    threads : int
+        For torch, for our kernels, and for ggml.
+    cold : bool
+        Rotate through the sets of weights.
+    rounds : int >= 1
+    turn : seconds that the calls of one turn take, about
+    seed : int
+        Of the order in each round.
+    """
+    use_threads(threads)
+    calls = {}
+    for name, entry in entries.items():
+        typical = float(np.median(entry.turn(FEWEST, threads, cold=cold)))
+        calls[name] = min(MOST, max(FEWEST, round(turn / typical)))
+    order, shuffler = list(entries), random.Random(seed)
+    times: dict[str, list[list[float]]] = {name: [] for name in entries}
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for name in order:
+            times[name].append(entries[name].turn(calls[name], threads, cold=cold))
+    return times
+
+
+def timed(
+    product: Product,
+    ready: Sequence[Ready],
+    limits: Limits,
+    cache: str,
+    rounds: int,
+    turn: float,
+) -> list[Row]:
+    """Race once and return a row for each contestant."""
+    children = {entry.prepared.process for entry in ready} - {None}
+    watch = Bystanders(number for number in children if number is not None)
+    times = race(
+        {entry.contestant.name: entry.prepared for entry in ready},
+        threads=limits.threads,
+        cold=cache == "cold",
+        rounds=rounds,
+        turn=turn,
+    )
+    others = watch.share()
+    return [
+        Row(
+            **{name: getattr(entry.contestant, name) for name in SHARED},
+            **speeds(product, entry.contestant, times[entry.contestant.name], limits, cache),
+            shape=product.shape,
+            threads=limits.threads,
+            cache=cache,
+            error=entry.error,
+            others=others,
+        )
+        for entry in ready
+    ]
+
+
+def speeds(
+    product: Product,
+    contestant: Contestant,
+    times: Sequence[Sequence[float]],
+    limits: Limits,
+    cache: str,
+) -> dict[str, Any]:
+    """Return what a contestant's times say, as fields of a Row."""
+    summary = summarize([seconds for calls in times for seconds in calls])
+    rows, columns, batch = product.shape
+    element = 2 if contestant.activations == "bfloat16" else 4
+    moved = contestant.weight_bytes + element * batch * (rows + columns)
+    bandwidth, speed = moved / summary.median, product.operations / summary.median
+    roof = limits.bandwidth(contestant.weight_bytes, cold=cache == "cold")
+    peak = limits.peak(contestant.activations)
+    return {
+        "times": summary,
+        "rounds": tuple(float(np.median(calls)) for calls in times),
+        "moved": moved,
+        "bandwidth": bandwidth,
+        "speed": speed,
+        "bandwidth_share": bandwidth / roof,
+        "peak_share": None if peak is None else speed / peak,
+    }
+
+
+def use_threads(count: int) -> None:
+    """Set the threads of torch and of our kernels."""
+    torch.set_num_threads(count)

@@ -13,11 +13,12 @@ from quantlab.block import Block
 from quantlab.blockwise_matrix import ShuffledCodebook, quantize_matrix
 from quantlab.codebook_tensor import CodebookTensor
 
-# Twelfths, in the order of their codes: 0, a subnormal, then 8 12 4 6 2 3; the upper eight negated.
+# Twelfths, in the order of their codes: 0, a subnormal, then 8 12 4 6 2 3; the upper eight negated
+# (0 - 0 is +0: code 8 is no negative zero).
 TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 
 FP4_BNB = ShuffledCodebook(
-    "FP4_BNB", tuple((torch.tensor([*TWELFTHS, *(-x for x in TWELFTHS)]) / 12).tolist())
+    "FP4_BNB", tuple((torch.tensor([*TWELFTHS, *(0 - x for x in TWELFTHS)]) / 12).tolist())
 )
 
 

@@ -13,6 +13,7 @@ ROWS = (
         "packing",
         "tensor",
         "codebook_tensor",
+        "float_zero",
         "blockwise",
         "blockwise_matrix",
         "double_quantization",

@@ -78,10 +78,11 @@ def check_effort(threads: int, seconds: float, repeats: int) -> None:
 def calibrated(work: Callable[[int], float], seconds: float) -> int:
     """Return how often to repeat ``work``, which tells how long it took, to fill so many seconds.
 
-    Its first calls are the warm-up.
+    Its first calls are the warm-up. The best of three counts: an interrupted call would end the
+    search too early.
     """
     times = 1
-    while (took := work(times)) < seconds / 4:
+    while (took := min(work(times) for _ in range(3))) < seconds / 4:
         times = max(2 * times, int(times * seconds / max(took, seconds / 64)))
     return max(1, int(times * seconds / took))
 

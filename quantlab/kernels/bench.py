@@ -36,6 +36,7 @@ from quantlab.kernels.contest import (
 )
 from quantlab.kernels.machine import Bystanders, Limits, Machine
 from quantlab.kernels.samples import Comparison, Summary, compare, summarize
+from quantlab.kernels.threads import set_threads
 
 FEWEST, MOST = 3, 100  # timed calls of a turn
 ROUNDS = 10
@@ -127,12 +128,13 @@ class Bench:
         check_words(caches)
         limits = [self.machine.limit(count) for count in threads]
         ready = self.prepared(contestants, cold="cold" in caches)
-        added = []
+        added, before = [], torch.get_num_threads()
         try:
             for limit in limits:
                 for cache in caches:
                     added += timed(product, ready, limit, cache, rounds, turn)
         finally:
+            torch.set_num_threads(before)
             for entry in ready:
                 entry.prepared.close()
         self.rows += added
@@ -278,5 +280,6 @@ def speeds(
 
 
 def use_threads(count: int) -> None:
-    """Set the threads of torch and of our kernels."""
+    """Set the threads of torch, and let our kernels follow it."""
     torch.set_num_threads(count)
+    set_threads(None)

@@ -19,6 +19,7 @@ from quantlab.kernels.bandwidth import cache_bytes
 # in float32 sums, 5 x 0.3 % in bfloat16, and 5 x 2 % for bytes with one scale a token.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03, "int8": 0.12}
 WARM_UP = 2  # calls of a turn that are not timed
+MOST_SETS = 512
 COLD = 4  # cold weights take more than so many times L3
 
 
@@ -138,8 +139,8 @@ class Contestant:
     bits : stored bits per weight
     ours : bool
     note : what a reader must know, such as "without scales"
-    exact : (batch, out) array, or None
-        What the result must be, to the last rounding of a float32.
+    exact : (tokens, out) array, or None
+        What the result of the first tokens must be, to the last rounding of a float32.
     """
 
     name: str
@@ -154,8 +155,25 @@ class Contestant:
 
 
 def weight_sets(nbytes: int) -> int:
-    """Return how many sets of weights are more than four times the third cache, at least 2."""
-    return max(2, COLD * cache_bytes(3) // nbytes + 1)
+    """Return how many sets of weights are more than four times the third cache, at least 2.
+
+    Raises
+    ------
+    ValueError
+        If that takes more than 512 sets: of so small a weight only hot times mean anything.
+
+    Examples
+    --------
+    >>> weight_sets(10 * cache_bytes(3))
+    2
+    """
+    sets = max(2, COLD * cache_bytes(3) // max(nbytes, 1) + 1)
+    if sets > MOST_SETS:
+        raise ValueError(
+            f"a weight of {nbytes} bytes needs {sets} copies to be cold; time it hot, or take a "
+            f"larger one"
+        )
+    return sets
 
 
 def validate(contestant: Contestant, result: NDArray[np.float64]) -> float:
@@ -177,7 +195,7 @@ def validate(contestant: Contestant, result: NDArray[np.float64]) -> float:
     if contestant.exact is not None:
         demands.append((contestant.exact, 1e-5))
     for wanted, tolerance in demands:
-        off = np.abs(result - wanted)
+        off = np.abs(result[: len(wanted)] - wanted)
         worst = np.unravel_index(off.argmax(), off.shape)
         if off[worst] > tolerance * size:
             raise WrongKernel(

@@ -7,8 +7,11 @@ transposed copy; bitsandbytes' layer repacks its weight at the first call withou
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,20 +37,17 @@ def repeated(build: Build) -> Callable[[int], Prepared]:
     return prepare
 
 
-class quiet(torch.no_grad):  # noqa: N801 - used as a statement, like no_grad
+@contextmanager
+def quiet() -> Iterator[None]:
     """Run peers without gradients, and without their warnings of being old or experimental."""
-
-    def __enter__(self) -> None:
-        """Start to catch."""
-        super().__enter__()
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
+    before = logging.root.manager.disable
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-
-    def __exit__(self, *problem: Any) -> None:
-        """Stop to catch."""
-        self.caught.__exit__(*problem)
-        super().__exit__(*problem)
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def float_peers(product: Product) -> list[Contestant]:
@@ -118,7 +118,7 @@ def int4pack(product: Product, group_size: int) -> Contestant:
 def bitsandbytes_nf4(product: Product) -> Contestant:
     """Return bitsandbytes' ``Linear4bit`` with NF4 codes in blocks of 64."""
     with quiet():
-        import bitsandbytes
+        bitsandbytes: Any = import_module("bitsandbytes")
     rows, columns = product.weight.shape
     x = product.x.bfloat16()
 
@@ -193,10 +193,11 @@ def int_mm(product: Product) -> Contestant:
     codes, _ = codes_and_scales(product)
     whole = product.x.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
     x = torch.round(product.x / whole).to(torch.int8)
+    multiply = torch.ops.aten._int_mm
 
     def build() -> Callable[[], Tensor]:
         own = codes.clone()
-        return lambda: torch._int_mm(x, own.t())
+        return lambda: multiply(x, own.t())
 
     return Contestant(
         name="torch _int_mm",

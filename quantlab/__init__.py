@@ -36,6 +36,8 @@ from quantlab.floats import (
     FloatFormat,
     nf4_levels,
 )
+from quantlab.hadamard import hadamard_matrix, hadamard_transform
+from quantlab.kernels.product import int4_matmul, int8_matmul
 from quantlab.methods.adaround import AdaRound
 from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ, awq, mean_size
@@ -48,15 +50,18 @@ from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.rtn import RTN, rtn
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
-from quantlab.nn import QuantizedLinear, is_quantized
+from quantlab.nn import QuantizedLinear, activation_bits_, is_quantized
 from quantlab.nn_int8 import Int8Linear, llm_int8_
 from quantlab.notebook import digits, notebook, show, table
+from quantlab.orthogonal import cayley_step, incoherence, rotation_matrix
 from quantlab.packing import pack_codes, packed_bytes, unpack_codes
 from quantlab.pipeline import quantize_
 from quantlab.quiz import exercise
 from quantlab.report import Report
+from quantlab.rotate import Rotations, rotate_
 from quantlab.scheme import Scheme
-from quantlab.sim import QuantSim
+from quantlab.sim import DynamicSim, QuantSim
+from quantlab.spinquant import learn_rotations
 from quantlab.tensor import (
     CalibrationError,
     PackedTensor,
@@ -91,6 +96,7 @@ __all__ = [
     "BlockCodes",
     "CalibrationError",
     "Codebook",
+    "DynamicSim",
     "Evaluation",
     "FlexRound",
     "Float4",
@@ -105,11 +111,14 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedTensor",
     "Report",
+    "Rotations",
     "Scheme",
     "UnsupportedModelError",
+    "activation_bits_",
     "awq",
     "blockwise8",
     "calibration_set",
+    "cayley_step",
     "digits",
     "double_quantize",
     "evaluate",
@@ -120,10 +129,16 @@ __all__ = [
     "from_bitsandbytes_",
     "gguf",
     "gptq",
+    "hadamard_matrix",
+    "hadamard_transform",
     "imatrix",
+    "incoherence",
+    "int4_matmul",
+    "int8_matmul",
     "int8_rows",
     "inverse_cholesky",
     "is_quantized",
+    "learn_rotations",
     "llm_int8",
     "llm_int8_",
     "load",
@@ -141,6 +156,8 @@ __all__ = [
     "quantize_",
     "quantize_blocks",
     "quiz",
+    "rotate_",
+    "rotation_matrix",
     "rtn",
     "second_moment",
     "show",

@@ -1,1 +1,1 @@
-"""Products of activations with quantized weights: the definition, the CPU, the GPU, the stopwatch."""
+"""Products with quantized weights: the definition, the CPU, the GPU, the stopwatch."""

@@ -1,5 +1,8 @@
 """Products with float activations: codes become floats in registers, nowhere else."""
 
+# Bodies are compiled by Numba, which fills in the first argument of an intrinsic.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from numba import prange

@@ -1,4 +1,4 @@
-"""From packed codes to floats without leaving the registers, and products with float activations."""
+"""From packed codes to floats without leaving the registers, and their products with floats."""
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
@@ -101,7 +101,9 @@ def look_up_eight(builder: Any, table: Any, index: Any, lanes: list[int]) -> Any
     permute = declare(builder, "llvm.x86.avx2.permps", HALF_FLOATS, HALF_FLOATS, eight)
     index = builder.shuffle_vector(index, index, ir.Constant(eight, lanes))
     halves = [
-        builder.call(permute, [builder.shuffle_vector(table, table, ir.Constant(eight, part)), index])
+        builder.call(
+            permute, [builder.shuffle_vector(table, table, ir.Constant(eight, part)), index]
+        )
         for part in (LOW, HIGH)
     ]
     upper = builder.icmp_signed("<", builder.shl(index, fill(28, eight)), fill(0, eight))
@@ -120,11 +122,19 @@ def look_up_one_by_one(builder: Any, table: Any, index: Any) -> Any:
 
 @intrinsic
 def add_scaled_floats(
-    typing: Any, plan: Any, total: Any, sums: Any, scales: Any, shifts: Any, x_sums: Any, at: Any, stride: Any
+    typing: Any,
+    plan: Any,
+    total: Any,
+    sums: Any,
+    scales: Any,
+    shifts: Any,
+    x_sums: Any,
+    at: Any,
+    stride: Any,
 ) -> Codegen:
     """Return total + scale * (sums - shift * sum(x)) for every tile and token.
 
-    ``shifts`` holds zero points less the table's middle, or is None: then the sums stand as they are.
+    ``shifts`` holds zero points less the table's middle, or is None: the sums stand as they are.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,5 +1,8 @@
 """Products over integers: packed weights of 4 or 8 bits times int8 activations."""
 
+# Bodies are compiled by Numba, which fills in the first argument of an intrinsic.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from numba import prange

@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.typing import Signature
+from numba.core.typing.templates import Signature
 from numba.extending import NativeValue, intrinsic, models, register_model, unbox
 
 from quantlab.kernels.tiles import LANES
@@ -235,7 +235,9 @@ def zeros_like_plan(typing: Any, plan: Any) -> Codegen:
 
 
 @intrinsic
-def minus_zero_point(typing: Any, plan: Any, zeros: Any, sums: Any, at: Any, stride: Any) -> Codegen:
+def minus_zero_point(
+    typing: Any, plan: Any, zeros: Any, sums: Any, at: Any, stride: Any
+) -> Codegen:
     """Return -zero * sum(activations of the group): where the integer sum starts.
 
     ``zeros`` is a bundle of zero points, or one integer for all rows.

@@ -10,6 +10,8 @@ portable     16-bit products that any compiler turns into what its processor has
 ===========  ========================================================================
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

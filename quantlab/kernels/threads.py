@@ -1,15 +1,17 @@
 """How many threads a product may use, and when it must not use them.
 
 One setting, ``set_threads``; until it is called, torch's own number counts, so that
-``torch.set_num_threads(1)`` and the variable OMP_NUM_THREADS=1 hold for kernels too. torch and Numba
-each own a pool of threads. Products are not nested and end before they return, so the two never
-compute at the same time, unless a caller's own Python threads make them.
+``torch.set_num_threads(1)`` and the variable OMP_NUM_THREADS=1 hold for kernels too. torch and
+Numba each own a pool of threads. Products are not nested and end before they return, so the two
+never compute at the same time, unless a caller's own Python threads make them.
 
 A product takes the pool only if nobody else has it at that moment; otherwise it runs on the
 caller's thread. Two Python threads that multiply at once therefore neither wait for each other nor
 put four threads on two cores. After a fork the child's products stay on one thread: the pool's
 threads do not exist there.
 """
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from quantlab.block import Block
+from quantlab.codebook_tensor import Quantized
+from quantlab.float_zero import FloatZeroTensor
 from quantlab.scheme import Scheme
 from quantlab.tensor import QuantizedTensor
 
@@ -42,7 +44,7 @@ class FinishedBlocks:
         """Return where a block's file lies."""
         return self.folder / f"{block.name}.safetensors"
 
-    def load_(self, block: Block) -> dict[str, QuantizedTensor] | None:
+    def load_(self, block: Block) -> dict[str, Quantized] | None:
         """Return a finished block's tensors and restore its parameters; None if not finished.
 
         Raises
@@ -67,14 +69,15 @@ class FinishedBlocks:
         for name, parameter in block.module.named_parameters():
             if WEIGHT + name in tensors:
                 parameter.data.copy_(tensors[WEIGHT + name])
-        result = {}
+        result: dict[str, Quantized] = {}
         for name, layer in told["layers"].items():
             codes, scale, zero_point = (tensors[f"{name}.{part}"] for part in PARTS)
             scheme, notes = Scheme.parse(layer["scheme"]), tuple(layer["notes"])
-            result[name] = QuantizedTensor(codes, scale, zero_point, scheme, notes)
+            kind = FloatZeroTensor if layer.get("float_zeros") else QuantizedTensor
+            result[name] = kind(codes, scale, zero_point, scheme, notes)
         return result
 
-    def save(self, block: Block, quantized: Mapping[str, QuantizedTensor], *, folds: bool) -> None:
+    def save(self, block: Block, quantized: Mapping[str, Quantized], *, folds: bool) -> None:
         """Write a finished block: whole or not at all.
 
         Raises
@@ -82,7 +85,14 @@ class FinishedBlocks:
         ValueError
             If the folder cannot be written.
         """
-        layers = {n: {"scheme": str(q.scheme), "notes": q.notes} for n, q in quantized.items()}
+        layers = {
+            name: {
+                "scheme": str(q.scheme),
+                "notes": q.notes,
+                "float_zeros": isinstance(q, FloatZeroTensor),
+            }
+            for name, q in quantized.items()
+        }
         state = {
             f"{name}.{part}": getattr(tensor, part).contiguous()
             for name, tensor in quantized.items()

@@ -11,6 +11,7 @@ ROWS = (
         "scheme",
         "floats",
         "packing",
+        "accumulators",
         "tensor",
         "codebook_tensor",
         "float_zero",
@@ -48,7 +49,7 @@ ROWS = (
         "weight_histogram",
     ),
     ("plot", "plot_*", "widgets", "quiz", "exercise*", "notebook", "show", "course", "doctor"),
-    ("demo", "cli_quantize", "cli", "__init__", "__main__"),
+    ("demo", "cli_bench", "cli_quantize", "cli", "__init__", "__main__"),
 )
 # Heavy or optional packages, and the only rooms that may import them.
 ROOMS = {

@@ -158,6 +158,11 @@ class QuantSim(nn.Module):
         results: dict[int, SimulatedLayer] = {}  # by the float layer
 
         def store(layer: nn.Module, tensor: QuantizedTensor) -> nn.Module:
+            if not isinstance(tensor, QuantizedTensor):
+                raise ValueError(
+                    f"encodings hold whole zero points, not the {type(tensor).__name__} of "
+                    f"{type(method).__name__}; choose whole_zeros=True or a symmetric scheme"
+                )
             tensor = replace(tensor, scale=tensor.scale.float())  # as encodings are written
             quantized = with_weight(layer, tensor)
             results[id(layer)] = self.simulated(layer, quantized, tensor)

@@ -25,11 +25,14 @@ ROWS = (
         "hadamard",
         "orthogonal",
     ),
-    ("block", "folding", "training"),
+    ("block", "folding", "training", "fake_quant", "observers"),
     ("methods", "gguf", "kernels"),
     (
         "nn",
         "nn_codebook",
+        "integer",
+        "adapters",
+        "layer_table",
         "nn_int8",
         "models",
         "data",
@@ -63,7 +66,7 @@ ROOMS = {
     "xllamacpp": (),
     "distributed": (),
     "yaml": (),
-    "sklearn": (),
+    "sklearn": ("models",),
 }
 # The one call upward: Report.plot() fetches its picture on demand, as the public contract asks.
 UPWARD = {("report", "plot")}

@@ -12,6 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from quantlab import gguf, quiz
+from quantlab.adapters import (
+    LoRALinear,
+    Merge,
+    adapter_bytes,
+    add_adapters_,
+    merge_adapters_,
+    train_adapters_,
+)
 from quantlab.block import Block, Method, second_moment
 from quantlab.blockwise import DYNAMIC8, BlockCodes, blockwise8, quantize_blocks
 from quantlab.data import calibration_set, test_set
@@ -22,6 +30,7 @@ from quantlab.export.gguf import export_gguf
 from quantlab.export.gguf_load import load_gguf
 from quantlab.export.imatrix import imatrix
 from quantlab.factor import factorize, inverse_cholesky
+from quantlab.fake_quant import fake_quantize, stored_scale
 from quantlab.floats import (
     BF16,
     E8M0,
@@ -37,22 +46,44 @@ from quantlab.floats import (
     nf4_levels,
 )
 from quantlab.hadamard import hadamard_matrix, hadamard_transform
+from quantlab.integer import (
+    Add,
+    DequantStub,
+    QuantStub,
+    calibrate,
+    convert,
+    folded,
+    follow_ranges,
+    freeze_ranges,
+    learn_clips,
+    learn_steps,
+    prepare,
+    quantize_dynamic,
+)
 from quantlab.kernels.product import int4_matmul, int8_matmul
+from quantlab.layer_table import LayerCost, layer_costs
 from quantlab.methods.adaround import AdaRound
 from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ, awq, mean_size
+from quantlab.methods.distillation import distillation_loss
 from quantlab.methods.flexround import FlexRound
 from quantlab.methods.fp4 import FP4_BNB, Float4, fp4
 from quantlab.methods.gptq import GPTQ, gptq, solve
 from quantlab.methods.llm_int8 import Int8Rows, int8_rows, llm_int8
+from quantlab.methods.lsq import LearnedStep, lsq_gradient_scale, lsq_start
 from quantlab.methods.nf4 import NormalFloat, nf4
 from quantlab.methods.omniquant import OmniQuant
+from quantlab.methods.pact import LearnedClip
+from quantlab.methods.qat import accuracy, train_classifier
 from quantlab.methods.rtn import RTN, rtn
+from quantlab.models.digits import DigitImages, digit_images
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
+from quantlab.models.mobilenet import MobileNet, digits_net, mobilenet_v2
 from quantlab.nn import QuantizedLinear, activation_bits_, is_quantized
 from quantlab.nn_int8 import Int8Linear, llm_int8_
 from quantlab.notebook import digits, notebook, show, table
+from quantlab.observers import ObservedRange
 from quantlab.orthogonal import cayley_step, incoherence, rotation_matrix
 from quantlab.packing import pack_codes, packed_bytes, unpack_codes
 from quantlab.pipeline import quantize_
@@ -92,10 +123,13 @@ __all__ = [
     "RTN",
     "AdaRound",
     "AdaScale",
+    "Add",
     "Block",
     "BlockCodes",
     "CalibrationError",
     "Codebook",
+    "DequantStub",
+    "DigitImages",
     "DynamicSim",
     "Evaluation",
     "FlexRound",
@@ -103,29 +137,49 @@ __all__ = [
     "FloatFormat",
     "Int8Linear",
     "Int8Rows",
+    "LayerCost",
+    "LearnedClip",
+    "LearnedStep",
+    "LoRALinear",
+    "Merge",
     "Method",
+    "MobileNet",
     "NormalFloat",
+    "ObservedRange",
     "OmniQuant",
     "PackedTensor",
     "QuantSim",
+    "QuantStub",
     "QuantizedLinear",
     "QuantizedTensor",
     "Report",
     "Rotations",
     "Scheme",
     "UnsupportedModelError",
+    "accuracy",
     "activation_bits_",
+    "adapter_bytes",
+    "add_adapters_",
     "awq",
     "blockwise8",
+    "calibrate",
     "calibration_set",
     "cayley_step",
+    "convert",
+    "digit_images",
     "digits",
+    "digits_net",
+    "distillation_loss",
     "double_quantize",
     "evaluate",
     "exercise",
     "export_gguf",
     "factorize",
+    "fake_quantize",
+    "folded",
+    "follow_ranges",
     "fp4",
+    "freeze_ranges",
     "from_bitsandbytes_",
     "gguf",
     "gptq",
@@ -138,13 +192,20 @@ __all__ = [
     "int8_rows",
     "inverse_cholesky",
     "is_quantized",
+    "layer_costs",
+    "learn_clips",
     "learn_rotations",
+    "learn_steps",
     "llm_int8",
     "llm_int8_",
     "load",
     "load_gguf",
     "log_probabilities",
+    "lsq_gradient_scale",
+    "lsq_start",
     "mean_size",
+    "merge_adapters_",
+    "mobilenet_v2",
     "nf4",
     "nf4_levels",
     "notebook",
@@ -153,8 +214,10 @@ __all__ = [
     "packed_bytes",
     "perplexity",
     "plot",
+    "prepare",
     "quantize_",
     "quantize_blocks",
+    "quantize_dynamic",
     "quiz",
     "rotate_",
     "rotation_matrix",
@@ -163,9 +226,12 @@ __all__ = [
     "show",
     "solve",
     "sqnr",
+    "stored_scale",
     "table",
     "test_set",
     "to_bitsandbytes_",
+    "train_adapters_",
+    "train_classifier",
     "unpack_codes",
     "widgets",
 ]

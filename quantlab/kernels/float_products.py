@@ -70,7 +70,9 @@ def add_float_products(
 
 
 def decode(builder: Any, plan: Any, word: Any, k: int, levels: Any) -> Any:
-    """Return code k of each lane as a float."""
+    """Return code k of each lane as a float; a "code" of 32 bits is a float already."""
+    if plan.bits == 32:
+        return builder.bitcast(word, FLOATS)
     if plan.bits == 4:
         return look_up(builder, plan.path, levels, builder.lshr(word, fill(4 * k)))
     signed = builder.xor(word, fill(0x80808080 - (1 << 32)))  # code - 128 in each byte

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import quantlab
+from quantlab.cli_bench import bench, bench_arguments
 from quantlab.cli_quantize import quantize, quantize_arguments, unknown
 
 WRONG = 2  # exit status of an expected error
@@ -207,6 +208,7 @@ COMMANDS: dict[str, Command] = {
     "quantize": (quantize, quantize_arguments),
     "evaluate": (evaluate, evaluate_arguments),
     "inspect": (inspect, inspect_arguments),
+    "bench": (bench, bench_arguments),
     "quiz": (quiz, quiz_arguments),
 }
 

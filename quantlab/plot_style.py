@@ -86,6 +86,15 @@ class Picture:
             self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return buffer.getvalue()
 
+    def svg(self) -> bytes:
+        """Return the figure as SVG: letters stay text, and the same numbers give the same bytes."""
+        import matplotlib
+
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({**RC, "svg.fonttype": "none", "svg.hashsalt": "quantlab"}):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -81,6 +81,11 @@ class Ggml:
         self.features: list[str] = about["features"]
         self.buffers: list[str] = about["buffers"]
 
+    @staticmethod
+    def installed() -> bool:
+        """Tell whether ``xllamacpp`` is here."""
+        return find_library() is not None
+
     def ask(self, task: str, data: bytes = b"", **fields: Any) -> tuple[Any, bytes]:
         """Have the child do a task; return the result and the bytes after it.
 

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,25 @@ class Limits:
             byte_peak(threads, seconds=seconds),
         )
 
-    def bandwidth(self, nbytes: int, *, cold: bool) -> float:
+    def best(self, other: Limits) -> Limits:
+        """Return the higher of two measurements of each limit: what was reached can be reached."""
+        read = {name: max(speed, other.read[name]) for name, speed in self.read.items()}
+        int8 = None if self.int8 is None else max(self.int8, other.int8 or 0.0)
+        return Limits(self.threads, read, max(self.float32, other.float32), int8)
+
+    def bandwidth(self, nbytes: int, cache: str = "cold") -> float:
         """Return the speed of the memory that bytes come from: hot ones from where they fit."""
-        if cold or nbytes > cache_bytes(3):
+        if cache == "cold" or nbytes > cache_bytes(3):
             return self.read["memory"]
         return self.read["L2" if nbytes <= self.threads * cache_bytes(2) else "L3"]
 
     def peak(self, activations: str) -> float | None:
-        """Return the operations a second for float or ``int8`` activations."""
+        """Return the operations a second for ``float32`` or ``int8`` activations.
+
+        None for bfloat16: some processors multiply it twice as fast as float32, some slower.
+        """
+        if activations == "bfloat16":
+            return None
         return self.int8 if activations.startswith("int8") else self.float32
 
 
@@ -111,6 +122,11 @@ class Machine:
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             limits=limits,
         )
+
+    def measure_again(self, *, seconds: float = SECONDS) -> Machine:
+        """Measure the limits once more; return this machine with the higher ones."""
+        limits = [old.best(Limits.measure(old.threads, seconds=seconds)) for old in self.limits]
+        return replace(self, limits=tuple(limits))
 
     def limit(self, threads: int) -> Limits:
         """Return the limits for a number of threads.

@@ -64,7 +64,9 @@ def own_contestants(
             found.append(
                 Contestant(
                     name=f"quantlab W{scheme.bits}A{bits} {layout(scheme)}",
-                    activations="float32" if bits == 16 else f"int8 per {group(scheme)}",
+                    activations="float32"
+                    if bits == 16
+                    else f"int8 per {scheme.group_size or 'row'}",
                     weight_bytes=copies.made[0].nbytes,
                     truth=truth,
                     prepare=preparer(product.x, copies, bits),
@@ -76,14 +78,10 @@ def own_contestants(
     return found
 
 
-def group(scheme: Scheme) -> str:
-    """Return the weights that share a scale, as text."""
-    return "row" if scheme.group_size is None else str(scheme.group_size)
-
-
 def layout(scheme: Scheme) -> str:
-    """Return a scheme without its bits: ``g64 sym``."""
-    return f"g{group(scheme)} {'sym' if scheme.symmetric else 'asym'}"
+    """Return a scheme without its bits: ``g64 sym``, or ``row sym``."""
+    group = "row" if scheme.group_size is None else f"g{scheme.group_size}"
+    return f"{group} {'sym' if scheme.symmetric else 'asym'}"
 
 
 def preparer(x: Tensor, copies: Copies, activation_bits: int) -> Callable[[int], Prepared]:

@@ -9,6 +9,8 @@ from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.memory_dial import MemoryDial
+from quantlab.widgets.nibble_packer import NibblePacker
+from quantlab.widgets.overflow_meter import OverflowMeter
 from quantlab.widgets.ratio_slider import RatioSlider
 from quantlab.widgets.rounding_map import RoundingMap
 
@@ -19,6 +21,8 @@ __all__ = [
     "ClipSlider",
     "ColumnSweep",
     "MemoryDial",
+    "NibblePacker",
+    "OverflowMeter",
     "RatioSlider",
     "RoundingMap",
 ]

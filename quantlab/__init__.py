@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from quantlab import gguf, quiz
+from quantlab.accumulators import safe_terms, saturated_pairs
 from quantlab.adapters import (
     LoRALinear,
     Merge,
@@ -222,6 +223,8 @@ __all__ = [
     "rotate_",
     "rotation_matrix",
     "rtn",
+    "safe_terms",
+    "saturated_pairs",
     "second_moment",
     "show",
     "solve",

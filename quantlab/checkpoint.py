@@ -90,6 +90,11 @@ def save(model: nn.Module, tokenizer: Tokenizer, out: str | Path) -> None:
         raise UnsupportedModelError(
             f"this folder format holds the small Llama, not {type(model).__name__}"
         )
+    if model.lm_head is not None:
+        raise UnsupportedModelError(
+            "a rotated model has a head of its own, which this folder format has no place for; "
+            "rotate with online=False and use export_gguf"
+        )
     check_free(out)
     config = model.config.to_dict() | {
         "quantization_config": {"quant_method": FORMAT, "layers": schemes(model)}

@@ -118,7 +118,7 @@ def describe(model: nn.Module) -> Architecture:
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
         eps=config.rms_norm_eps,
-        tied=ours or is_tied(model),
+        tied=is_tied(model) or (ours and model.lm_head is None),
         **describe_rotation(config, head_size),
     )
 

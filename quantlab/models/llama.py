@@ -195,12 +195,13 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """A Llama whose output head is its embedding (tied)."""
+    """A Llama whose output head is its embedding (tied), unless a rotation has given it another."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)
+        self.lm_head: nn.Linear | None = None
 
     def blocks(self) -> list[DecoderLayer]:
         """Return the decoder layers, first to last."""
@@ -208,7 +209,10 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Map token ids (batch, length) to logits (batch, length, vocab_size)."""
-        return F.linear(self.model(tokens, cache), self.model.embed_tokens.weight)
+        hidden = self.model(tokens, cache)
+        if self.lm_head is not None:
+            return self.lm_head(hidden)
+        return F.linear(hidden, self.model.embed_tokens.weight)
 
     @torch.no_grad()
     def generate(

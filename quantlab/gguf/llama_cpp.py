@@ -131,6 +131,27 @@ def generate(
     return ask("generate", path, fields, timeout)[0]
 
 
+def step_seconds(
+    path: str | os.PathLike[str],
+    tokens: ArrayLike,
+    *,
+    f32_cache: bool = True,
+    threads: int = 1,
+    timeout: float = 300,
+) -> list[float]:
+    """Return how long llama.cpp takes for each of the tokens (length,), given one at a time.
+
+    Parameters, and errors, are those of ``logits``. The logits are computed and not read.
+
+    Returns
+    -------
+    list of float
+        Seconds; the first few include what llama.cpp does once.
+    """
+    fields = {"tokens": ids(tokens), "f32_cache": f32_cache, "threads": at_least(1, threads)}
+    return ask("step_seconds", path, fields, timeout)[0]
+
+
 def tokenize(
     path: str | os.PathLike[str],
     texts: Sequence[str],

@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint8, c_uint32, c_void_p
 from typing import Any, BinaryIO
@@ -257,6 +258,19 @@ def generate(request: dict[str, Any], out: BinaryIO) -> None:
     answer(out, added)
 
 
+def step_seconds(request: dict[str, Any], out: BinaryIO) -> None:
+    """Answer with the seconds that each of the given tokens takes, one at a time."""
+    llama = Llama(request["library"], request["path"], vocab_only=False)
+    tokens, seconds = request["tokens"], []
+    llama.check(tokens)
+    context = llama.start(len(tokens), request["threads"], request["f32_cache"])
+    for token in tokens:
+        start = time.perf_counter()
+        [_] = llama.decode(context, [token], every=False)
+        seconds.append(time.perf_counter() - start)
+    answer(out, seconds)
+
+
 def tokenize(request: dict[str, Any], out: BinaryIO) -> None:
     """Answer with the ids of each text."""
     llama = Llama(request["library"], request["path"], vocab_only=True)
@@ -281,7 +295,12 @@ def answer(out: BinaryIO, result: list[Any]) -> None:
     out.write(json.dumps(result).encode() + b"\n")
 
 
-TASKS = {"logits": logits, "generate": generate, "tokenize": tokenize}
+TASKS = {
+    "logits": logits,
+    "generate": generate,
+    "step_seconds": step_seconds,
+    "tokenize": tokenize,
+}
 
 
 def main() -> None:

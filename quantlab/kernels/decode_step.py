@@ -46,7 +46,7 @@ def multiply(plan, step, levels, weight, zeros, place, x, out):
     low = place[SCALES]
     w = words[place[WORDS] : place[WORDS] + tiles * row_words * 16]
     s = scale[low : low + tiles * groups * 16]
-    z = None if zeros is None else zeros[low : low + tiles * groups * 16]
+    z = part_of(zeros, low, low + tiles * groups * 16)
     middle = 1 << (32 // per_word - 1)
     if levels is None:
         codes = np.empty((1, x.size), np.int8)
@@ -59,6 +59,14 @@ def multiply(plan, step, levels, weight, zeros, place, x, out):
         inputs = (x, levels, sums_of(x, groups))
         sizes = (row_words, groups, place[GROUP_WORDS], per_word, tiles * 16)
         float_tiles(plan, step, (w, s), z, middle, inputs, out, sizes, 0, tiles)
+
+
+@compiled
+def part_of(zeros, low, high):
+    """Return zeros[low:high], or None: in a function of its own, Numba sees which."""
+    if zeros is None:
+        return None
+    return zeros[low:high]
 
 
 @compiled

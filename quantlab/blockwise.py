@@ -124,11 +124,9 @@ def blockwise8(x: Tensor, table: Codebook | None = None, *, block_size: int = 25
     flat = checked(x, block_size)
     absmax = block_absmax(flat, block_size)
     inverse = (1 / absmax).repeat_interleave(block_size)[: flat.numel()]
-    half = ((flat * inverse).clamp(-1, 1) + 1) * 0.5
-    # One rounding for half * 65535 + 0.5, as a fused multiply-add makes it; float64 holds the sum.
-    point = (half.double() * (BINS - 1) + 0.5).to(half.dtype).nan_to_num(nan=0.0).long()
-    codes = level_of_point(table).to(x.device)[point]
-    codes[inverse.isinf()] = 0  # a block of zeros; its absmax of 0 makes any code a zero
+    point = ((flat * inverse).clamp(-1, 1) + 1) * 0.5 * (BINS - 1) + 0.5
+    # In a block of zeros 0 * (1 / 0) is NaN: code 0, and the absmax of 0 makes any code a zero.
+    codes = level_of_point(table).to(x.device)[point.nan_to_num(nan=0.0).long()]
     return BlockCodes(codes.view(x.shape), absmax, table, block_size)
 
 

@@ -148,6 +148,18 @@ def test_both_zeros_of_fp4_decode_to_zero_and_the_lower_code_is_chosen_for_it():
     assert (ql.FP4_BNB.decode(codes) == 0).all()
 
 
+def test_a_whole_block_is_multiplied_by_the_reciprocal_and_a_shorter_last_one_divided():
+    midpoints = (ql.NF4.values()[1:] + ql.NF4.values()[:-1]) / 2
+    x = (midpoints * torch.linspace(0.01, 3.7, 3000, dtype=torch.float64)[:, None]).float()
+    x = torch.cat([x, torch.linspace(0.01, 3.7, 3000)[:, None]], 1)  # rows of 15 ties and a largest
+    largest = x[:, -1:]
+    multiplied, divided = ql.NF4.encode(x * (1 / largest)), ql.NF4.encode(x / largest)
+    assert not multiplied.equal(divided)  # the order of operations does decide some of them
+    assert ql.quantize_blocks(x, ql.NF4, 16).codes.equal(multiplied)
+    for row, codes in zip(x[:200], divided[:200], strict=True):
+        assert ql.quantize_blocks(row, ql.NF4, 17).codes.equal(codes)
+
+
 # ------------------------------------------------------------------ 8 bits
 
 

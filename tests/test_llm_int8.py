@@ -63,6 +63,14 @@ def test_codes_agree_with_the_slow_twin(threshold):
     assert q.outliers.nonzero().flatten().tolist() == columns
 
 
+def test_the_scale_is_the_reciprocal_times_127_in_this_order():
+    x = torch.randn(20_000, 8).half().float()
+    absmax = x.abs().amax(1, keepdim=True)
+    there, other = torch.round(x * ((1 / absmax) * 127)), torch.round(x * 127 / absmax)
+    assert not there.equal(other)  # the order does decide some codes
+    assert ql.int8_rows(x).codes.equal(there.to(torch.int8))
+
+
 def test_a_row_of_zeros_gets_codes_of_zero():
     q = ql.int8_rows(torch.zeros(2, 3))
     assert (q.codes == 0).all()

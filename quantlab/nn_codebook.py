@@ -59,7 +59,8 @@ class CodebookLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out) in the dtype of ``x``."""
-        return F.linear(x, self.packed.dequantize(x.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.packed.dequantize(x.dtype), bias)
 
     def extra_repr(self) -> str:
         """Name sizes, format and cost in ``print(model)``."""

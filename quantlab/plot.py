@@ -25,6 +25,7 @@ from quantlab.plot_errors import (
     sqnr_bars,
     sweep_panels,
 )
+from quantlab.plot_int8 import equal_areas, sqnr_by_bits, threshold_panels
 from quantlab.plot_levels import level_lines
 from quantlab.plot_style import (
     MARKERS,
@@ -49,6 +50,7 @@ __all__ = [
     "clip_curve",
     "clip_panels",
     "column_errors",
+    "equal_areas",
     "error_by_bits",
     "heat_map",
     "layer_errors",
@@ -61,7 +63,9 @@ __all__ = [
     "row_on_grid",
     "saved_bars",
     "sqnr_bars",
+    "sqnr_by_bits",
     "sweep_panels",
+    "threshold_panels",
     "weight_histogram",
 ]
 

@@ -14,6 +14,7 @@ bitsandbytes 0.50 on a CPU works if one steers round four hazards, each of them 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, cast
@@ -36,19 +37,23 @@ Convert = Callable[[Any], nn.Module | None]
 
 
 def library() -> Any:
-    """Return the bitsandbytes module.
+    """Return the bitsandbytes module, without its log line about a package that it misses.
 
     Raises
     ------
     ValueError
         If it is not installed.
     """
+    silenced = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         return import_module("bitsandbytes")
     except ImportError as error:
         raise ValueError(
             "bitsandbytes is not installed; pip install 'quantlab[bnb]' brings it"
         ) from error
+    finally:
+        logging.disable(silenced)
 
 
 @torch.no_grad()

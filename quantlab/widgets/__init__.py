@@ -13,6 +13,7 @@ from quantlab.widgets.nibble_packer import NibblePacker
 from quantlab.widgets.overflow_meter import OverflowMeter
 from quantlab.widgets.ratio_slider import RatioSlider
 from quantlab.widgets.rounding_map import RoundingMap
+from quantlab.widgets.threshold_slider import ThresholdSlider
 
 __all__ = [
     "AdaScaleSliders",
@@ -25,4 +26,5 @@ __all__ = [
     "OverflowMeter",
     "RatioSlider",
     "RoundingMap",
+    "ThresholdSlider",
 ]

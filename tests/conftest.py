@@ -1,5 +1,6 @@
 """One thread, fixed seeds and no network for every test."""
 
+import os
 import random
 import socket
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():  # then Triton runs GPU kernels with NumPy; it looks once, here
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)  # two test workers on two cores; and one thread adds in one order
 # The same examples on every run, and no deadline: the first call of a Numba function compiles it.
 settings.register_profile("quantlab", deadline=None, derandomize=True, database=None)

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -122,28 +123,28 @@ def bitsandbytes_nf4(product: Product) -> Contestant:
     rows, columns = product.weight.shape
     x = product.x.bfloat16()
 
-    def layer() -> Any:
-        made = bitsandbytes.nn.Linear4bit(
+    with quiet():
+        plain = bitsandbytes.nn.Linear4bit(
             columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
         )
-        weight = product.weight.clone()
-        made.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-        return made.to("cpu").eval()
+        own = bitsandbytes.nn.Params4bit(
+            product.weight.clone(), requires_grad=False, quant_type="nf4"
+        )
+        plain.weight = own
+        plain = plain.to("cpu").eval()
+        state = plain.weight.quant_state
+        weight = bitsandbytes.functional.dequantize_4bit(plain.weight.data, state)
 
     def build() -> Callable[[], Tensor]:
-        made = layer()
-        made(x)  # repacks its weight
+        layer = deepcopy(plain)
+        layer(x)  # repacks its weight
 
         def call() -> Tensor:
             with torch.no_grad():
-                return made(x)
+                return layer(x)
 
         return call
 
-    with quiet():
-        plain = layer()
-        state = plain.weight.quant_state
-        weight = bitsandbytes.functional.dequantize_4bit(plain.weight.data, state)
     nbytes = plain.weight.data.nbytes + state.absmax.nbytes
     return Contestant(
         name="bitsandbytes NF4",

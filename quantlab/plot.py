@@ -27,6 +27,7 @@ from quantlab.plot_errors import (
 )
 from quantlab.plot_int8 import equal_areas, sqnr_by_bits, threshold_panels
 from quantlab.plot_levels import level_lines
+from quantlab.plot_modules import module_tree
 from quantlab.plot_style import (
     MARKERS,
     PALETTE,
@@ -56,6 +57,7 @@ __all__ = [
     "layer_errors",
     "level_lines",
     "loss_and_folded",
+    "module_tree",
     "number_line",
     "quality_ladder",
     "range_factors",

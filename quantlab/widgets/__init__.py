@@ -9,6 +9,7 @@ from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.memory_dial import MemoryDial
+from quantlab.widgets.module_tree import ModuleTree
 from quantlab.widgets.nibble_packer import NibblePacker
 from quantlab.widgets.overflow_meter import OverflowMeter
 from quantlab.widgets.ratio_slider import RatioSlider
@@ -22,6 +23,7 @@ __all__ = [
     "ClipSlider",
     "ColumnSweep",
     "MemoryDial",
+    "ModuleTree",
     "NibblePacker",
     "OverflowMeter",
     "RatioSlider",

@@ -67,17 +67,23 @@ def int8_product(x: Array, weight: Tiles, table: Tensor | None) -> Array:
     """Return (tokens, out) sums of integer products; ``table`` must be None."""
     check_integer(weight, table)
     step = step_of(len(x), weight, INTEGER_STEPS)
+    tokens = -(-len(x) // step[1]) * step[1]
+    inputs = rounded_for(x, weight, tokens)
+    return launch(integer_tiles, weight, inputs, tokens, step, 8 // weight.scheme.bits)
+
+
+def rounded_for(x: Array, weight: Tiles, tokens: int) -> tuple[Array, Array, Array]:
+    """Return int8 activations, scales and sums, flat, for a weight; zeros beyond the batch."""
     groups = weight.scale.shape[1]
-    inputs = rounded(
+    codes, scale, sums = rounded(
         x,
-        tokens=-(-len(x) // step[1]) * step[1],
+        tokens=tokens,
         words=weight.words.shape[1],
         groups=groups,
         group_size=weight.shape[1] // groups,
         bits=weight.scheme.bits,
     )
-    flat = tuple(part.reshape(-1) for part in inputs)
-    return launch(integer_tiles, weight, flat, len(inputs[0]), step, 8 // weight.scheme.bits)
+    return codes.reshape(-1), scale.reshape(-1), sums.reshape(-1)
 
 
 def float_product(x: Array, weight: Tiles, table: Tensor | None) -> Array:

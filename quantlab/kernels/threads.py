@@ -48,6 +48,11 @@ def set_threads(count: int | None) -> None:
     _setting[:] = [] if count is None else [count]
 
 
+def setting() -> int | None:
+    """Return what was set, or None if torch's number counts."""
+    return _setting[0] if _setting else None
+
+
 def threads() -> int:
     """Return how many threads a product may use now."""
     wanted = _setting[0] if _setting else torch.get_num_threads()

@@ -77,6 +77,7 @@ from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.pact import LearnedClip
 from quantlab.methods.qat import accuracy, train_classifier
 from quantlab.methods.rtn import RTN, rtn
+from quantlab.models.decoder import FastDecoder
 from quantlab.models.digits import DigitImages, digit_images
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.loading import load
@@ -133,6 +134,7 @@ __all__ = [
     "DigitImages",
     "DynamicSim",
     "Evaluation",
+    "FastDecoder",
     "FlexRound",
     "Float4",
     "FloatFormat",

@@ -216,7 +216,13 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, tokens: Tensor, new_tokens: int, *, temperature: float = 0.0, seed: int = 0
+        self,
+        tokens: Tensor,
+        new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Continue ``tokens`` (1, length) by up to ``new_tokens`` ids, stopping at the end token.
 
@@ -230,6 +236,8 @@ class Llama(nn.Module):
             0 takes the most likely token (greedy); larger values sample more boldly.
         seed : int
             Of the sampler; the same seed gives the same story.
+        cache : KVCache, or None
+            An empty cache to fill, such as a ``QuantizedKVCache``; None makes one of floats.
 
         Returns
         -------
@@ -239,11 +247,14 @@ class Llama(nn.Module):
         Raises
         ------
         ValueError
-            If the prompt is empty, too long, or not a batch of one.
+            If the prompt is empty, too long, or not a batch of one, or the cache is not empty.
         """
         check_prompt(tokens, new_tokens, self.config.max_position_embeddings)
+        cache = KVCache(self.config.num_hidden_layers) if cache is None else cache
+        if cache.length:
+            raise ValueError(f"the cache holds {cache.length} tokens; pass an empty one")
         generator = torch.Generator().manual_seed(seed)
-        cache, step = KVCache(self.config.num_hidden_layers), tokens
+        step = tokens
         for _ in range(new_tokens):
             step = pick(self(step, cache)[:, -1], temperature, generator)
             if step.item() == self.config.eos_token_id:

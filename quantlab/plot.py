@@ -28,6 +28,7 @@ from quantlab.plot_errors import (
 from quantlab.plot_int8 import equal_areas, sqnr_by_bits, threshold_panels
 from quantlab.plot_levels import level_lines
 from quantlab.plot_modules import module_tree
+from quantlab.plot_rotation import channel_sizes, rotator_panels
 from quantlab.plot_style import (
     MARKERS,
     PALETTE,
@@ -48,6 +49,7 @@ __all__ = [
     "block_map",
     "budgets",
     "bytes_bar",
+    "channel_sizes",
     "clip_curve",
     "clip_panels",
     "column_errors",
@@ -62,6 +64,7 @@ __all__ = [
     "quality_ladder",
     "range_factors",
     "ratio_panels",
+    "rotator_panels",
     "row_on_grid",
     "saved_bars",
     "sqnr_bars",

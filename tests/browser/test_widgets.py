@@ -1,4 +1,4 @@
-"""All eight widgets in a real JupyterLab, over small synthetic tables."""
+"""All nine widgets in a real JupyterLab, over small synthetic tables."""
 
 import nbformat
 import pytest
@@ -8,7 +8,7 @@ SETUP = """
 import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
-from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap
+from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
 from quantlab.methods.gptq import gptq
 """
 DIAL = """
@@ -44,6 +44,9 @@ ROUNDING = """
 M = X @ X.T / 200
 RoundingMap(W, gptq(W, M, Scheme(3)), M)
 """
+ROTATOR = """
+VectorRotator({"one loud": X[:, 0] + 20 * torch.eye(16, dtype=torch.float64)[3], "noise": X[:, 1]})
+"""
 TITLES = [
     "Memory dial",
     "Bit inspector",
@@ -52,17 +55,28 @@ TITLES = [
     "Ratio slider",
     "AdaScale sliders",
     "Rounding map",
+    "Vector rotator",
     "Block explorer",
 ]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one notebook of eight widgets between two headings."""
+    """A folder with one notebook of nine widgets between two headings."""
     folder = tmp_path / "course"
     folder.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# Widgets")]
-    widgets = (DIAL, "BitInspector()", CLIP, SWEEP, RATIO, ADASCALE, ROUNDING, "BlockExplorer()")
+    widgets = (
+        DIAL,
+        "BitInspector()",
+        CLIP,
+        SWEEP,
+        RATIO,
+        ADASCALE,
+        ROUNDING,
+        ROTATOR,
+        "BlockExplorer()",
+    )
     for source in (SETUP, *widgets):
         cells.append(nbformat.v4.new_code_cell(source.strip()))
     cells.append(nbformat.v4.new_markdown_cell("## The end"))

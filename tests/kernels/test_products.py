@@ -148,7 +148,7 @@ def test_what_no_kernel_takes_is_refused_in_one_line():
         ql.int8_matmul(x, packed)
     with pytest.raises(ValueError, match="last axis of x must be 64"):
         ql.int4_matmul(x[:, :32], packed)
-    with pytest.raises(ValueError, match="dtype torch[.]int64"):
+    with pytest.raises(ValueError, match=r"dtype torch\.int64"):
         ql.int4_matmul(x.long(), packed)
 
 

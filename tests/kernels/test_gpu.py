@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import quantlab as ql
-from quantlab.kernels import gpu, gpu_language, reference
+from quantlab.kernels import gpu, gpu_language, gpu_launch, reference
 from quantlab.kernels.tiles import Tiles
 from tests.kernels.weights import random_weight
 
@@ -111,9 +111,9 @@ def test_each_code_is_met_by_each_zero_point(bits):
 def test_columns_shared_out_give_the_same_product(monkeypatch, scheme, tokens):
     weight = random_weight(ROWS, 1760, ql.Scheme.parse(scheme))
     x, tiles = activations(tokens, 1760), on_device(weight)
-    monkeypatch.setattr(gpu, "processors", lambda device: 16)
+    monkeypatch.setattr(gpu_launch, "processors", lambda device: 16)
     out = x.new_empty(tokens, ROWS, device=DEVICE)
-    plan = gpu.gemv_launch if tokens == 1 else gpu.gemm_launch
+    plan = gpu_launch.gemv_launch if tokens == 1 else gpu_launch.gemm_launch
     assert plan(out, x.to(DEVICE), tiles).grid[-1] > 2
     assert_float_product(gpu.matmul(x.to(DEVICE), tiles), x, weight)
 
@@ -121,7 +121,7 @@ def test_columns_shared_out_give_the_same_product(monkeypatch, scheme, tokens):
 def test_the_kernel_for_many_tokens_takes_one_as_well():
     weight = random_weight(ROWS, 128, ql.Scheme(4, 32, False))
     x, out = activations(1, 128), torch.empty(1, ROWS, device=DEVICE)
-    gpu.gemm_launch(out, x.to(DEVICE), on_device(weight)).run()
+    gpu_launch.gemm_launch(out, x.to(DEVICE), on_device(weight)).run()
     assert_float_product(out, x, weight)
 
 

@@ -7,9 +7,15 @@ that the sums run over integers (A8).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from quantlab.gguf import dequantize
+from quantlab.kernels import block_reference
 from quantlab.tensor import PackedTensor
 
 LARGEST = 127  # of an int8 activation: -128 is not used, so that the grid is symmetric
@@ -83,6 +89,48 @@ def int8_product(x: Tensor, weight: PackedTensor) -> Tensor:
     for g in range(dots.shape[1]):  # float64 sums of integers below 2**53 are exact
         y = y + dots[:, g].float() * (q.scale[:, g] * scale[:, g, None])
     return y
+
+
+def block_matmul(
+    x: Tensor,
+    blocks: NDArray[np.uint8],
+    type_name: str,
+    shape: Sequence[int],
+    activation_bits: int = 16,
+) -> Tensor:
+    """Multiply activations (..., in) with the transpose of a weight stored as GGUF blocks.
+
+    Parameters
+    ----------
+    x : (..., in) float tensor
+    blocks : uint8 array of rows of blocks
+    type_name : str
+        Such as ``"Q4_K"``.
+    shape : (out, in) of the weight
+    activation_bits : 16 or 8
+        16: weights are dequantized and multiplied in float64. 8: each 32 activations are rounded
+        to int8; see ``block_reference.int8_product`` for the order of sums.
+
+    Returns
+    -------
+    (..., out) tensor in the dtype of ``x``
+
+    Examples
+    --------
+    >>> import quantlab as ql
+    >>> blocks = ql.gguf.quantize(np.eye(2, 32), "Q8_0")
+    >>> block_matmul(torch.arange(32.0), blocks, "Q8_0", (2, 32)).round(decimals=4).tolist()
+    [0.0, 1.0]
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    if activation_bits == 16:
+        y = tokens.double() @ torch.from_numpy(dequantize(blocks, type_name, shape)).double().T
+    else:
+        codes, scale = quantize_activations(tokens, block_reference.ACTIVATIONS)
+        rows = blocks.reshape(shape[0], -1)
+        y = block_reference.int8_product(codes.numpy(), scale.numpy(), rows, type_name)
+        y = torch.from_numpy(y)
+    return y.reshape(*x.shape[:-1], shape[0]).to(x.dtype)
 
 
 def integer_matmul(a: Tensor, a_zero: Tensor | int, b: Tensor, b_zero: Tensor | int) -> Tensor:

@@ -34,7 +34,7 @@ class Model(nn.Module):
 
 
 def test_the_format_methods_are_found():
-    assert {"FloatRTN", "Ternary"} <= {cls.__name__ for cls in FORMATS}
+    assert {"FloatRTN", "Ternary", "KMeans", "Lattice"} <= {cls.__name__ for cls in FORMATS}
 
 
 @every_format

@@ -15,6 +15,7 @@ ROWS = (
         "tensor",
         "codebook_tensor",
         "float_zero",
+        "lattice_e8",
         "blockwise",
         "blockwise_matrix",
         "double_quantization",

@@ -39,7 +39,7 @@ def threshold_panels(
     left.plot(columns[~loud], drawn[~loud], "o", ms=3.5, color=PALETTE["blue"], label="int8")
     left.axhline(threshold, color=PALETTE["ink"], lw=1.5, ls="--")
     left.set_yscale("log")
-    left.set_xlabel("input channel, largest first")
+    left.set_xlabel(f"{drawn.size} input channels, largest first")
     left.set_ylabel("largest |x|")
     left.set_title(f"Threshold {short(threshold)}: {kept[at]} channels in float")
     left.legend(loc="upper right")
@@ -106,7 +106,7 @@ def sqnr_by_bits(lines: Mapping[str, Mapping[float, float]]) -> Picture:
     axes.set_ylabel("SQNR, dB")
     best = max(lines, key=lambda name: max(lines[name].values()))
     axes.set_title(f"Compare at equal bits; highest: {best}")
-    axes.legend(loc="best")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     listed = "; ".join(
         f"{name}: " + ", ".join(f"{v:.1f} dB at {short(b)}" for b, v in points.items())
         for name, points in lines.items()

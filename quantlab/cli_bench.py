@@ -16,6 +16,7 @@ from quantlab.kernels.contest import Contestant, Product
 from quantlab.kernels.ggml_peer import BLOCK_TYPES, Ggml
 from quantlab.kernels.machine import Machine, usable_cores
 from quantlab.kernels.own import own_contestants
+from quantlab.kernels.own_blocks import own_block_contestants
 from quantlab.kernels.peers import float_peers, int4_peers, int8_peers
 from quantlab.scheme import Scheme
 
@@ -39,6 +40,7 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     )
     add("--peers", action="store_true", help="also torch's, bitsandbytes' and ggml's products")
     add("--ggml", type=Path, metavar="LIBRARY", help="also a ggml of your own: libggml-cpu.so")
+    add("--gguf", nargs="+", default=[], metavar="TYPE", help="also our products of GGUF blocks")
     add("--rounds", type=int, default=ROUNDS, metavar="N", help="default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="everything, for programs")
     add("--picture", type=Path, metavar="FILE", help="the roofline, as .svg or .png")
@@ -123,6 +125,7 @@ def field_of(
     if options.peers:
         sizes = sorted({scheme.group_size for scheme in schemes if scheme.group_size})
         found += int4_peers(product, sizes) + int8_peers(product)
+    found += own_block_contestants(product, [name.upper() for name in options.gguf])
     columns = product.weight.shape[1]
     types = [name for name in BLOCK_TYPES if columns % TYPES[name].size == 0]
     for engine in ggml:

@@ -19,6 +19,7 @@ from quantlab.kernels.contest import Calls, Contestant, Product, WrongKernel, va
 from quantlab.kernels.ggml_peer import Ggml, GgmlError
 from quantlab.kernels.machine import Bystanders, Limits, Machine
 from quantlab.kernels.own import own_contestants
+from quantlab.kernels.own_blocks import own_block_contestants
 from quantlab.kernels.peak import byte_peak, float_peak
 from quantlab.kernels.peers import float_peers, int4_peers, int8_peers
 from quantlab.scheme import Scheme
@@ -317,6 +318,7 @@ def test_ours_and_torchs_products_are_right():
         *own_contestants(product, schemes),
         *(peers.int4pack(product, size) for size in (32, 128)),
         *int8_peers(product),
+        *own_block_contestants(product, ["Q4_0", "Q6_K"]),
     ]
     rows = run.run(product, contestants, caches=["hot"], **SHORT)
     assert not run.refused
@@ -327,6 +329,7 @@ def test_ours_and_torchs_products_are_right():
     assert 1e-3 < by_name["quantlab W4A8 g32 sym"].error < 1e-2
     assert by_name["quantlab W4A8 g64 asym"].activations == "int8 per 64"
     assert by_name["quantlab W4A8 row sym"].ours
+    assert by_name["quantlab Q6_K A16"].bits == 6.5625
     assert 1e-3 < by_name["torch bfloat16 linear"].error < 1e-2
 
 
@@ -502,6 +505,7 @@ def test_the_command_draws_a_roofline(soon, end, tmp_path, capsys):
         ("--shape 32x64 --scheme w3g32sym --threads 1", "kernels take 4 and 8 bits"),
         ("--shape 32x64 --scheme w4g32sym --threads 1", "copies to be cold"),
         ("--ggml no.so --shape 32x64", "no.so is no file"),
+        ("--gguf Q3_K --shape 32x256 --threads 1 --scheme w4g32sym", "no product for Q3_K"),
     ],
 )
 def test_wrong_words_end_in_one_line(soon, words, match, capsys):

@@ -87,7 +87,9 @@ class ObservedRange(Quantizer):
         """
         low, high = self.low.item(), self.high.item()
         if low == float("inf") and high == -low:
-            raise CalibrationError("no tensor was seen; run calibrate(model, data) first")
+            raise CalibrationError(
+                "no tensor was seen; run calibrate(model, data), and call the module in forward"
+            )
         if not float("-inf") < low <= high < float("inf"):
             raise CalibrationError(f"saw a range of {low} to {high}; check the float model")
         return min(low, 0.0), max(high, 0.0)

@@ -22,6 +22,7 @@ from quantlab.integer.stubs import Add, QuantStub
 from quantlab.methods.lsq import LearnedStep, lsq_start
 from quantlab.methods.pact import LearnedClip
 from quantlab.observers import ObservedRange
+from quantlab.tensor import CalibrationError
 
 CARRIED = nn.Flatten | nn.Identity | nn.Dropout | nn.ReLU
 
@@ -170,9 +171,19 @@ def observed(prepared: nn.Module) -> Iterator[ObservedRange]:
 
 
 def freeze_ranges(prepared: nn.Module) -> nn.Module:
-    """Keep all ranges as they are, and round: the last epochs of training, and inference."""
-    for one in observed(prepared):
-        one.freeze()
+    """Keep all ranges as they are, and round: the last epochs of training, and inference.
+
+    Raises
+    ------
+    CalibrationError
+        If a quantizer saw nothing, or NaN: with the name of its module.
+    """
+    for path, one in prepared.named_modules():
+        if isinstance(one, ObservedRange):
+            try:
+                one.freeze()
+            except CalibrationError as error:
+                raise CalibrationError(f"{path.removesuffix('.quantizer')}: {error}") from None
     return prepared
 
 

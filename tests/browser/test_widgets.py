@@ -1,4 +1,4 @@
-"""All nine widgets in a real JupyterLab, over small synthetic tables."""
+"""All widgets in a real JupyterLab, over small synthetic tables."""
 
 import nbformat
 import pytest
@@ -9,6 +9,7 @@ import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
+from quantlab.widgets import ModuleTree
 from quantlab.methods.gptq import gptq
 """
 DIAL = """
@@ -47,6 +48,11 @@ RoundingMap(W, gptq(W, M, Scheme(3)), M)
 ROTATOR = """
 VectorRotator({"one loud": X[:, 0] + 20 * torch.eye(16, dtype=torch.float64)[3], "noise": X[:, 1]})
 """
+TREE = """
+import quantlab as ql
+net = ql.digits_net().eval()
+ModuleTree({"float": net, "dynamic": ql.quantize_dynamic(net)}, torch.zeros(1, 1, 8, 8))
+"""
 TITLES = [
     "Memory dial",
     "Bit inspector",
@@ -56,13 +62,14 @@ TITLES = [
     "AdaScale sliders",
     "Rounding map",
     "Vector rotator",
+    "Module tree",
     "Block explorer",
 ]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one notebook of nine widgets between two headings."""
+    """A folder with one notebook of all widgets between two headings."""
     folder = tmp_path / "course"
     folder.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# Widgets")]
@@ -75,6 +82,7 @@ def folder(tmp_path):
         ADASCALE,
         ROUNDING,
         ROTATOR,
+        TREE,
         "BlockExplorer()",
     )
     for source in (SETUP, *widgets):

@@ -61,6 +61,7 @@ from quantlab.integer import (
     prepare,
     quantize_dynamic,
 )
+from quantlab.kernels.gguf_blocks import gguf_matmul
 from quantlab.kernels.product import int4_matmul, int8_matmul
 from quantlab.layer_table import LayerCost, layer_costs
 from quantlab.methods.adaround import AdaRound
@@ -185,6 +186,7 @@ __all__ = [
     "freeze_ranges",
     "from_bitsandbytes_",
     "gguf",
+    "gguf_matmul",
     "gptq",
     "hadamard_matrix",
     "hadamard_transform",

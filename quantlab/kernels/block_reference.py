@@ -108,8 +108,8 @@ PARTS = {
 def int8_product(x_codes: Array, x_scale: Array, blocks: Array, name: str) -> Array:
     """Multiply int8 activations (tokens, in), a scale for each 32, with rows of blocks.
 
-    Each sub-block's dot product is an exact integer. Its share, float(dot) * (scale * x_scale), and
-    then shift * (sum(x) * x_scale), is added to one of sixteen sums: that of its number modulo 16.
+    Each sub-block's dot product is an exact integer. Its share, float(dot) * (scale * x_scale),
+    and then shift * (sum(x) * x_scale), go into one of sixteen sums: that of its number modulo 16.
     At the end the sixteen are folded in halves. Each step is rounded to float32.
     """
     codes, scale, shift = parts_of(blocks, name)
@@ -118,11 +118,12 @@ def int8_product(x_codes: Array, x_scale: Array, blocks: Array, name: str) -> Ar
     steps = np.repeat(x_scale, ACTIVATIONS // weights, axis=1)
     sums = x.sum(2).astype(np.float32) * steps
     total = np.zeros((LANES, tokens, len(blocks)), np.float32)
-    for s in range(codes.shape[1]):
-        dot = (x[:, s] @ codes[:, s].T).astype(np.float32)
-        total[s % LANES] += dot * (scale[:, s] * steps[:, s, None])
-        if shift is not None:
-            total[s % LANES] += shift[:, s] * sums[:, s, None]
-    while len(total) > 1:
-        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    with np.errstate(over="ignore", invalid="ignore"):  # scales may be as large as floats go
+        for s in range(codes.shape[1]):
+            dot = (x[:, s] @ codes[:, s].T).astype(np.float32)
+            total[s % LANES] += dot * (scale[:, s] * steps[:, s, None])
+            if shift is not None:
+                total[s % LANES] += shift[:, s] * sums[:, s, None]
+        while len(total) > 1:
+            total = total[: len(total) // 2] + total[len(total) // 2 :]
     return total[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quantlab.kernels.gpu_language import INTERPRETED, missing
 from quantlab.kernels.gpu_launch import (
+    Launch,
     dequantize_launch,
     gemm_launch,
     gemv_launch,
@@ -60,8 +61,13 @@ def matmul(x: Tensor, weight: Tiles, activation_bits: int = 16) -> Tensor:
 
 
 def float_product(x: Tensor, weight: Tiles, out: Tensor) -> Tensor:
-    """Return the product of x (tokens, in), in ``out`` or as the sum of what shares gave."""
-    launch = gemv_launch(out, x, weight) if len(x) == 1 else gemm_launch(out, x, weight)
+    """Return the product of x (tokens, in)."""
+    plan = gemv_launch if len(x) == 1 else gemm_launch
+    return finished(plan(out, x, weight), out)
+
+
+def finished(launch: Launch, out: Tensor) -> Tensor:
+    """Run a product; return ``out``, or the sum of the parts if its columns were shared out."""
     launch.run()
     parts = launch.arguments["out"]
     return out if parts is out else parts.sum(0).to(out.dtype)

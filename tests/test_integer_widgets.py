@@ -49,8 +49,7 @@ def test_the_packer_follows_code_and_order():
     widget.move(order="AWQ", code=3, c3=15)
     assert widget.codes == [1, 2, 3, 15, 5, 6, 7, 8]
     assert widget.sentence == (
-        "Codes 1 2 3 15 5 6 7 8, AWQ: bytes 31 75 F2 86 in memory, "
-        "the little-endian word 0x86F27531."
+        "Codes 1 2 3 15 5 6 7 8, AWQ: bytes 31 75 F2 86 in memory, the little-endian word 86F27531."
     )
     with pytest.raises(ValueError, match="c3 is 16; choose one of 0, 1"):
         widget.move(c3=16)
@@ -87,6 +86,7 @@ def test_other_codes_start_one_term_beyond_what_is_safe():
     widget.move(operands="uint8 × int8", bits=32)
     assert widget.position["terms"] == 65_794
     widget.move(terms=65_793)
+    assert OverflowMeter(bits=32).position["terms"] == 2**19  # 33,554,431 would be safe
     assert "-2,147,483,520, which fits" in widget.sentence
     with pytest.raises(ValueError, match="terms is 3; choose one of 1, 2, 4"):
         widget.move(terms=3)

@@ -30,7 +30,7 @@ function draw(position, stage, { table }) {
   const dump = [0, 2, 4, 6].map((low) => digits[low + 1] + digits[low]).join(" ");
   const hex = word.map((n) => digits[n]).join("");
   return {
-    sentence: `Codes ${codes.join(" ")}, ${position.order}: bytes ${dump} in memory, the little-endian word 0x${hex}.`,
+    sentence: `Codes ${codes.join(" ")}, ${position.order}: bytes ${dump} in memory, the little-endian word ${hex}.`,
     header: ["code", "value", "nibble", "byte", "half"],
     rows: () => codes.map((value, k) =>
       [k, value, places[k], places[k] >> 1, places[k] % 2 ? "high" : "low"]),

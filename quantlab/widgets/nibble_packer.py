@@ -71,7 +71,7 @@ class NibblePacker(Widget):
         data = " ".join(f"{byte:02X}" for byte in self.word.to_bytes(4, "little"))
         return (
             f"Codes {codes}, {self.position['order']}: bytes {data} in memory, "
-            f"the little-endian word 0x{self.word:08X}."
+            f"the little-endian word {self.word:08X}."
         )
 
     def picture(self) -> Picture:

@@ -41,7 +41,7 @@ export default {
   render({ model, el }) {
     const self = widget({ model, el }, { title: "Overflow meter", height: 310, draw });
     const { operands, widths } = self.table;
-    const start = (name, bits) => ({ operands: name, bits, terms: operands[name][bits].safe + 1 });
+    const start = (name, bits) => ({ operands: name, bits, terms: operands[name][bits].start });
     picker(self, { key: "operands", label: "Codes", values: Object.keys(operands),
       change: (name) => start(name, self.position().bits) });
     picker(self, { key: "bits", label: "Accumulator", values: widths, text: (bits) => `int${bits}`,

@@ -19,7 +19,7 @@ OPERANDS: dict[str, tuple[Range, Range]] = {
     "uint8 × int8": ((0, 255), (-128, 127)),
 }
 WIDTHS = (16, 32)
-POWERS = 20  # lengths 1, 2, 4 .. 2**19, and both sides of each safe one
+LONGEST = 2**19  # lengths 1, 2, 4 .. this, and both sides of a safe one that is shorter
 SEED = 7
 
 
@@ -43,7 +43,7 @@ class OverflowMeter(Widget):
         }
         table = {"operands": pairs, "widths": list(WIDTHS)}
         if terms is None and operands in pairs and bits in WIDTHS:
-            terms = pairs[operands][str(bits)]["safe"] + 1
+            terms = pairs[operands][str(bits)]["start"]
         super().__init__(table, operands=operands, bits=bits, terms=terms)
 
     def choices(self, position: Any) -> dict[str, Any]:
@@ -53,12 +53,12 @@ class OverflowMeter(Widget):
         return {"operands": list(self.table["operands"]), "bits": list(WIDTHS), "terms": terms}
 
     def checked(self, change: Any) -> dict[str, Any]:
-        """Return the position after a change; other codes start one term beyond the safe length."""
+        """Return the position after a change; other codes start one term beyond the safe length, or at the end."""
         if {"operands", "bits"} & set(change) and "terms" not in change:
             position = {**self.position, **change}
             names = self.table["operands"].get(position["operands"], {})
             here = names.get(str(position["bits"]))
-            change = {**change, "terms": here["safe"] + 1 if here else None}
+            change = {**change, "terms": here["start"] if here else None}
         return super().checked(change)
 
     @property
@@ -84,7 +84,8 @@ def column(a: Range, b: Range, bits: int) -> dict[str, Any]:
     """Return all that the browser shows for one pair of ranges and one accumulator."""
     safe = safe_terms(a, b, bits)
     assert safe is not None  # each range holds a code other than 0
-    terms = sorted({2**k for k in range(POWERS)} | {safe, safe + 1})
+    powers = {2**k for k in range(LONGEST.bit_length())}
+    terms = sorted(powers | {k for k in (safe, safe + 1) if k < LONGEST})
     worst = worst_product(a, b, bits)
     totals = [worst * k for k in terms]
     random = random_sums(a, b, terms)
@@ -94,7 +95,8 @@ def column(a: Range, b: Range, bits: int) -> dict[str, Any]:
         f"{verdict(total, w)}; random codes to {r:,}, {verdict(r, v)}."
         for k, total, w, r, v in zip(terms, totals, held[0], random, held[1], strict=True)
     ]
-    return {"safe": safe, "terms": terms, "worst": totals, "random": random,
+    start = min(safe + 1, LONGEST)
+    return {"safe": safe, "start": start, "terms": terms, "worst": totals, "random": random,
             "held": held[0], "sentences": sentences}  # fmt: skip
 
 

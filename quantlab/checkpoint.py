@@ -18,7 +18,7 @@ from quantlab.data import calibration_set
 from quantlab.models.families import UnsupportedModelError
 from quantlab.models.llama import Llama
 from quantlab.models.loading import Tokenizer, fill_, load
-from quantlab.nn import QuantizedLinear
+from quantlab.nn import QuantizedLinear, stores_integers
 from quantlab.packing import packed_bytes
 from quantlab.pipeline import quantize_
 from quantlab.report import Report
@@ -81,7 +81,7 @@ def save(model: nn.Module, tokenizer: Tokenizer, out: str | Path) -> None:
     Raises
     ------
     UnsupportedModelError
-        If the model is not the small Llama.
+        If the model is not the small Llama, or a layer is not on the grid of a ``Scheme``.
     ValueError
         If ``out`` is taken or cannot be written.
     """
@@ -90,6 +90,12 @@ def save(model: nn.Module, tokenizer: Tokenizer, out: str | Path) -> None:
         raise UnsupportedModelError(
             f"this folder format holds the small Llama, not {type(model).__name__}"
         )
+    for name, layer in model.named_modules():
+        if stores_integers(layer) and not isinstance(layer, QuantizedLinear):
+            raise UnsupportedModelError(
+                f"{name} is a {type(layer).__name__}; this folder format holds grids of a Scheme. "
+                "Keep such a model with torch.save(model)"
+            )
     if model.lm_head is not None:
         raise UnsupportedModelError(
             "a rotated model has a head of its own, which this folder format has no place for; "

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import quantlab as ql
+from quantlab.checkpoint import save
 from quantlab.methods.llm_int8 import exact_product
 
 with np.load(Path(__file__).with_name("bnb_vectors.npz")) as archive:
@@ -224,3 +225,12 @@ def test_inputs_of_another_width_and_models_with_nan_are_refused():
     with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj holds 1 non-finite"):
         ql.llm_int8_(model)
     assert not ql.is_quantized(model)  # nothing was replaced
+
+
+def test_a_folder_that_could_not_be_read_back_is_not_written(tmp_path):
+    for quantize in (ql.llm_int8_, lambda model: ql.quantize_(model, ql.NormalFloat(), None)):
+        model, tokenizer = ql.load("storyteller")
+        quantize(model)
+        with pytest.raises(ValueError, match=r"layers.0.*Linear; this folder format holds grids"):
+            save(model, tokenizer, tmp_path / "out")
+        assert not list(tmp_path.iterdir())

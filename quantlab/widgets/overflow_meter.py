@@ -53,7 +53,7 @@ class OverflowMeter(Widget):
         return {"operands": list(self.table["operands"]), "bits": list(WIDTHS), "terms": terms}
 
     def checked(self, change: Any) -> dict[str, Any]:
-        """Return the position after a change; other codes start one term beyond the safe length, or at the end."""
+        """Return the position after a change; other codes start one term beyond what is safe."""
         if {"operands", "bits"} & set(change) and "terms" not in change:
             position = {**self.position, **change}
             names = self.table["operands"].get(position["operands"], {})

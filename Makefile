@@ -44,7 +44,7 @@ test: lint types sync units slow nbval browser
 
 .venv/test: .venv/course
 	@echo "Installing the test tools into .venv"
-	@$(PIP) --quiet --editable '.[test,hf]'
+	@$(PIP) --quiet --editable '.[test,hf,gpu]'
 	@touch $@
 
 # ---------------------------------------------------------------- parts of the test

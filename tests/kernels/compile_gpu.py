@@ -111,6 +111,7 @@ def facts(name: str, architecture: int) -> dict:
     return {
         "shared": compiled.metadata.shared,
         "flush": compiled.asm["ptx"].count(".ftz"),
+        "inexact": compiled.asm["ptx"].count("div.full") + compiled.asm["ptx"].count("div.approx"),
         "names": dict(Counter(key.split(".")[0] for key in instructions.elements())),
         "wide": sum(n for key, n in instructions.items() if key[:3] == "LDG" and "128" in key),
         "loads": sum(n for key, n in instructions.items() if key[:3] == "LDG"),

@@ -22,6 +22,7 @@ from quantlab.kernels.gpu_launch import (
 from quantlab.kernels.tiles import Tiles
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INT32_SAFE = (2**31 - 1) // (255 * 127)  # products of a byte and an int8 that an int32 can add up
 
 
 def matmul(x: Tensor, weight: Tiles, activation_bits: int = 16) -> Tensor:
@@ -50,6 +51,8 @@ def matmul(x: Tensor, weight: Tiles, activation_bits: int = 16) -> Tensor:
         raise ValueError(
             f"activation_bits is {activation_bits}; choose 16 (floats) or 8 (integers)"
         )
+    if activation_bits == 8:
+        check_sums(weight)
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
     out = x.new_empty(tokens.shape[0], weight.shape[0], dtype=written_type(x.dtype))
     if out.numel() and activation_bits == 8:
@@ -122,6 +125,16 @@ def check(x: Tensor, weight: Tiles) -> None:
             f"x is on {x.device} and the weight on {weight.words.device}; move one to the other"
         )
     check_device(x.device)
+
+
+def check_sums(weight: Tiles) -> None:
+    """Raise a ValueError if a group is so long that a sum of integers could overflow int32."""
+    group = weight.shape[1] // weight.scale.shape[1]
+    if weight.scheme.bits == 8 and group > INT32_SAFE:
+        raise ValueError(
+            f"{group} products of 8 bits can overflow an int32, which holds {INT32_SAFE}; "
+            "quantize with a group_size"
+        )
 
 
 def check_dtype(dtype: torch.dtype, name: str) -> None:

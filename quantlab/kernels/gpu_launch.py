@@ -185,8 +185,11 @@ def warps_for(tokens: int) -> int:
 
 
 def shares_for(programs: int, most: int, device: torch.device) -> int:
-    """Return into how many shares to cut the columns, so that each processor gets a program."""
-    return max(1, min(processors(device) // programs, most, MOST_SHARES))
+    """Return into how many shares to cut the columns: for two programs a processor.
+
+    One program alone has too few words on their way from memory to keep a processor busy.
+    """
+    return max(1, min(2 * processors(device) // programs, most, MOST_SHARES))
 
 
 def parts_of(out: Tensor, shares: int) -> Tensor:

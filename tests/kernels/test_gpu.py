@@ -222,6 +222,13 @@ def test_a_product_that_cannot_be_is_refused_with_a_reason(x, bits, message):
         gpu.matmul(x, on_device(random_weight(ROWS, 64, ql.Scheme(4, 32))), bits)
 
 
+def test_sums_that_could_overflow_are_refused():
+    codes = torch.zeros(1, 66_312, dtype=torch.uint8)
+    weight = ql.QuantizedTensor(codes, torch.ones(1, 1), torch.zeros(1, 1), ql.Scheme(8))
+    with pytest.raises(ValueError, match="66312 products of 8 bits can overflow an int32"):
+        gpu.matmul(torch.zeros(66_312, device=DEVICE), on_device(weight.pack()), 8)
+
+
 def test_dequantizing_to_another_type_is_refused():
     with pytest.raises(ValueError, match=r"dtype is torch\.int8; the GPU kernels take"):
         gpu.dequantize(on_device(random_weight(ROWS, 64, ql.Scheme(4, 32))), torch.int8)

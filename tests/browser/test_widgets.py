@@ -9,7 +9,8 @@ import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
-from quantlab.widgets import ModuleTree
+from quantlab.widgets import ModuleTree, ThresholdSlider
+from quantlab.widgets import NibblePacker, OverflowMeter
 from quantlab.methods.gptq import gptq
 """
 DIAL = """
@@ -45,6 +46,9 @@ ROUNDING = """
 M = X @ X.T / 200
 RoundingMap(W, gptq(W, M, Scheme(3)), M)
 """
+THRESHOLD = """
+ThresholdSlider(loud.T, W)
+"""
 ROTATOR = """
 VectorRotator({"one loud": X[:, 0] + 20 * torch.eye(16, dtype=torch.float64)[3], "noise": X[:, 1]})
 """
@@ -61,6 +65,9 @@ TITLES = [
     "Ratio slider",
     "AdaScale sliders",
     "Rounding map",
+    "Nibble packer",
+    "Overflow meter",
+    "Threshold slider",
     "Vector rotator",
     "Module tree",
     "Block explorer",
@@ -81,6 +88,9 @@ def folder(tmp_path):
         RATIO,
         ADASCALE,
         ROUNDING,
+        "NibblePacker()",
+        "OverflowMeter()",
+        THRESHOLD,
         ROTATOR,
         TREE,
         "BlockExplorer()",
@@ -162,4 +172,36 @@ def test_the_explorer_follows_the_keyboard_and_the_mouse_both_ways(lab, folder):
     assert bytes_.locator(".ql-cell").count() == 144
     bytes_.locator(".ql-cell").nth(4).hover()
     assert codes.locator(".ql-cell[data-lit]").count() == 64  # a scale, and a part of another
+    assert here.errors == []
+
+
+def test_the_packer_moves_one_digit_and_the_meter_crosses_the_line(lab, folder):
+    here = lab(folder)
+    here.open("w.ipynb")
+    here.run_all()
+    here.show('.ql-widget[aria-label="Nibble packer"]')
+    root = here.page.locator('.ql-widget[aria-label="Nibble packer"]')
+    readout = root.locator(".ql-readout")
+    assert readout.inner_text().endswith(
+        "bytes 21 43 65 87 in memory, the little-endian word 87654321."
+    )
+    root.locator("select").first.select_option(label="AWQ")
+    root.locator("select").last.select_option(label="3")
+    box = root.locator("input[type=number]")
+    box.fill("15")
+    box.press("Enter")
+    assert readout.inner_text().endswith(
+        "bytes 31 75 F2 86 in memory, the little-endian word 86F27531."
+    )
+    here.show('.ql-widget[aria-label="Overflow meter"]')
+    root = here.page.locator('.ql-widget[aria-label="Overflow meter"]')
+    readout = root.locator(".ql-readout")
+    assert "32,768, and -32,768 is what is left" in readout.inner_text()
+    root.locator("input[type=range]").press("ArrowLeft")
+    assert (
+        "511 terms (511 are safe): the worst codes add up to 32,704, which fits"
+        in readout.inner_text()
+    )
+    root.locator("select").last.select_option(label="int32")
+    assert readout.inner_text().startswith("int4 × int4 in int32, 524,288 terms")
     assert here.errors == []

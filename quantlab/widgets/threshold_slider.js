@@ -17,7 +17,7 @@ function channels(stage, { sizes }, threshold) {
     else svg(stage, "circle", { cx: x, cy: y, r: 2.4, fill: "var(--ql-blue)" });
   });
   svg(stage, "path", { d: `M64 ${Y(threshold)}H372`, stroke: "currentColor", "stroke-dasharray": "6 4" });
-  svg(stage, "text", { x: 368, y: Y(threshold) - 6, "text-anchor": "end" }, "▲ float · ● int8");
+  svg(stage, "text", { x: 372, y: 31, "text-anchor": "end" }, "▲ float · ● int8");
 }
 
 function errorCurve(stage, { choices, errors }, at) {

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -14,6 +16,7 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, threads: int) -> None:
@@ -61,7 +64,8 @@ def fingerprint(function: Callable[..., Any]) -> str:
     """Return a hash of what a function uses by name: compiled functions, numbers and arrays.
 
     Asked at the first call, when all names exist. Uses of a module's attributes are not seen:
-    compiled functions import by name.
+    compiled functions import by name. An intrinsic's instructions are built by any code: it counts
+    as changed when a file beside it changes.
     """
     digest, waiting, seen = hashlib.sha256(), [function], {function}
     while waiting:
@@ -73,8 +77,19 @@ def fingerprint(function: Callable[..., Any]) -> str:
             if isinstance(value, Dispatcher) and value.py_func not in seen:
                 seen.add(value.py_func)
                 waiting.append(value.py_func)
+            elif isinstance(value, _Intrinsic):
+                digest.update(folder_digest(Path(value._defn.__code__.co_filename).parent))
             elif isinstance(value, np.ndarray):
                 digest.update(repr((value.dtype, value.shape)).encode() + value.tobytes())
             elif isinstance(value, (int, float, tuple, np.generic)):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+@cache
+def folder_digest(folder: Path) -> bytes:
+    """Return a hash of the Python files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()

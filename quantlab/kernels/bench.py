@@ -225,16 +225,21 @@ def race(
         Of the order in each round.
     """
     use_threads(threads)
-    calls = {}
-    for name, entry in entries.items():
-        typical = float(np.median(entry.turn(FEWEST, threads, cold=cold)))
-        calls[name] = min(MOST, max(FEWEST, round(turn / typical)))
+
+    def fitting(taken: Sequence[float]) -> int:
+        return min(MOST, max(FEWEST, round(turn / float(np.median(taken)))))
+
+    calls = {
+        name: fitting(entry.turn(FEWEST, threads, cold=cold)) for name, entry in entries.items()
+    }
     order, shuffler = list(entries), random.Random(seed)
     times: dict[str, list[list[float]]] = {name: [] for name in entries}
     for _ in range(rounds):
         shuffler.shuffle(order)
         for name in order:
-            times[name].append(entries[name].turn(calls[name], threads, cold=cold))
+            taken = entries[name].turn(calls[name], threads, cold=cold)
+            calls[name] = fitting(taken)  # a disturbed contestant must not stretch the race
+            times[name].append(taken)
     return times
 
 

@@ -21,8 +21,10 @@ from quantlab.adapters import (
     merge_adapters_,
     train_adapters_,
 )
+from quantlab.allocate import Allocation, Choices, Mixed, sensitivities
 from quantlab.block import Block, Method, second_moment
 from quantlab.blockwise import DYNAMIC8, BlockCodes, blockwise8, quantize_blocks
+from quantlab.codebook_tensor import CodebookTensor, Scales
 from quantlab.data import calibration_set, test_set
 from quantlab.double_quantization import double_quantize
 from quantlab.evaluate import Evaluation, evaluate, log_probabilities, perplexity
@@ -63,14 +65,19 @@ from quantlab.integer import (
 )
 from quantlab.kernels.gguf_blocks import gguf_matmul
 from quantlab.kernels.product import int4_matmul, int8_matmul
+from quantlab.lattice_e8 import decode_e8, encode_e8, nearest_e8
 from quantlab.layer_table import LayerCost, layer_costs
 from quantlab.methods.adaround import AdaRound
 from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ, awq, mean_size
+from quantlab.methods.codebook import KMeans, Lattice, kmeans, lattice
 from quantlab.methods.distillation import distillation_loss
 from quantlab.methods.flexround import FlexRound
+from quantlab.methods.float_formats import FloatRTN, float_rtn, mx, nvfp4, shared_exponent
 from quantlab.methods.fp4 import FP4_BNB, Float4, fp4
 from quantlab.methods.gptq import GPTQ, gptq, solve
+from quantlab.methods.hqq import HQQ, half_quadratic, hqq, shrink
+from quantlab.methods.kv_cache import pack_states
 from quantlab.methods.llm_int8 import Int8Rows, int8_rows, llm_int8
 from quantlab.methods.lsq import LearnedStep, lsq_gradient_scale, lsq_start
 from quantlab.methods.nf4 import NormalFloat, nf4
@@ -78,12 +85,15 @@ from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.pact import LearnedClip
 from quantlab.methods.qat import accuracy, train_classifier
 from quantlab.methods.rtn import RTN, rtn
+from quantlab.methods.ternary import BitLinear, Ternary, pack_ternary, round_tokens, ternary
 from quantlab.models.decoder import FastDecoder
 from quantlab.models.digits import DigitImages, digit_images
 from quantlab.models.families import UnsupportedModelError
+from quantlab.models.kv_cache import QuantizedKVCache, TokenByToken
 from quantlab.models.loading import load
 from quantlab.models.mobilenet import MobileNet, digits_net, mobilenet_v2
 from quantlab.nn import QuantizedLinear, activation_bits_, is_quantized
+from quantlab.nn_codebook import CodebookLinear
 from quantlab.nn_int8 import Int8Linear, llm_int8_
 from quantlab.notebook import digits, notebook, show, table
 from quantlab.observers import ObservedRange
@@ -122,15 +132,21 @@ __all__ = [
     "FP8_E5M2",
     "FP16",
     "GPTQ",
+    "HQQ",
     "NF4",
     "RTN",
     "AdaRound",
     "AdaScale",
     "Add",
+    "Allocation",
+    "BitLinear",
     "Block",
     "BlockCodes",
     "CalibrationError",
+    "Choices",
     "Codebook",
+    "CodebookLinear",
+    "CodebookTensor",
     "DequantStub",
     "DigitImages",
     "DynamicSim",
@@ -139,14 +155,18 @@ __all__ = [
     "FlexRound",
     "Float4",
     "FloatFormat",
+    "FloatRTN",
     "Int8Linear",
     "Int8Rows",
+    "KMeans",
+    "Lattice",
     "LayerCost",
     "LearnedClip",
     "LearnedStep",
     "LoRALinear",
     "Merge",
     "Method",
+    "Mixed",
     "MobileNet",
     "NormalFloat",
     "ObservedRange",
@@ -154,11 +174,15 @@ __all__ = [
     "PackedTensor",
     "QuantSim",
     "QuantStub",
+    "QuantizedKVCache",
     "QuantizedLinear",
     "QuantizedTensor",
     "Report",
     "Rotations",
+    "Scales",
     "Scheme",
+    "Ternary",
+    "TokenByToken",
     "UnsupportedModelError",
     "accuracy",
     "activation_bits_",
@@ -170,16 +194,19 @@ __all__ = [
     "calibration_set",
     "cayley_step",
     "convert",
+    "decode_e8",
     "digit_images",
     "digits",
     "digits_net",
     "distillation_loss",
     "double_quantize",
+    "encode_e8",
     "evaluate",
     "exercise",
     "export_gguf",
     "factorize",
     "fake_quantize",
+    "float_rtn",
     "folded",
     "follow_ranges",
     "fp4",
@@ -190,6 +217,8 @@ __all__ = [
     "gptq",
     "hadamard_matrix",
     "hadamard_transform",
+    "half_quadratic",
+    "hqq",
     "imatrix",
     "incoherence",
     "int4_matmul",
@@ -197,6 +226,8 @@ __all__ = [
     "int8_rows",
     "inverse_cholesky",
     "is_quantized",
+    "kmeans",
+    "lattice",
     "layer_costs",
     "learn_clips",
     "learn_rotations",
@@ -211,11 +242,16 @@ __all__ = [
     "mean_size",
     "merge_adapters_",
     "mobilenet_v2",
+    "mx",
+    "nearest_e8",
     "nf4",
     "nf4_levels",
     "notebook",
+    "nvfp4",
     "output_error",
     "pack_codes",
+    "pack_states",
+    "pack_ternary",
     "packed_bytes",
     "perplexity",
     "plot",
@@ -226,15 +262,20 @@ __all__ = [
     "quiz",
     "rotate_",
     "rotation_matrix",
+    "round_tokens",
     "rtn",
     "safe_terms",
     "saturated_pairs",
     "second_moment",
+    "sensitivities",
+    "shared_exponent",
     "show",
+    "shrink",
     "solve",
     "sqnr",
     "stored_scale",
     "table",
+    "ternary",
     "test_set",
     "to_bitsandbytes_",
     "train_adapters_",

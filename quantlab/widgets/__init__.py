@@ -15,6 +15,7 @@ from quantlab.widgets.overflow_meter import OverflowMeter
 from quantlab.widgets.ratio_slider import RatioSlider
 from quantlab.widgets.rounding_map import RoundingMap
 from quantlab.widgets.threshold_slider import ThresholdSlider
+from quantlab.widgets.traffic_tracer import TrafficTracer
 from quantlab.widgets.vector_rotator import VectorRotator
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "RatioSlider",
     "RoundingMap",
     "ThresholdSlider",
+    "TrafficTracer",
     "VectorRotator",
 ]

@@ -10,7 +10,8 @@ from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
 from quantlab.widgets import ModuleTree, ThresholdSlider
-from quantlab.widgets import NibblePacker, OverflowMeter
+from quantlab.widgets import NibblePacker, OverflowMeter, TrafficTracer
+from quantlab.methods.rtn import rtn
 from quantlab.methods.gptq import gptq
 """
 DIAL = """
@@ -57,7 +58,11 @@ import quantlab as ql
 net = ql.digits_net().eval()
 ModuleTree({"float": net, "dynamic": ql.quantize_dynamic(net)}, torch.zeros(1, 1, 8, 8))
 """
+TRAFFIC = """
+TrafficTracer(rtn(W[:, :16].float(), Scheme(4, 8)), torch.ones(16), tile=2, step=20)
+"""
 TITLES = [
+    "Traffic tracer",
     "Memory dial",
     "Bit inspector",
     "Clip slider",
@@ -93,6 +98,7 @@ def folder(tmp_path):
         THRESHOLD,
         ROTATOR,
         TREE,
+        TRAFFIC,
         "BlockExplorer()",
     )
     for source in (SETUP, *widgets):

@@ -18,6 +18,7 @@ from quantlab.kernels.machine import Machine, usable_cores
 from quantlab.kernels.own import own_contestants
 from quantlab.kernels.own_blocks import own_block_contestants
 from quantlab.kernels.peers import float_peers, int4_peers, int8_peers
+from quantlab.kernels.read_only import read_only
 from quantlab.scheme import Scheme
 
 SCHEMES = ("w4g32sym", "w4g128sym", "w8g128sym")
@@ -121,7 +122,8 @@ def field_of(
 ) -> list[Contestant]:
     """Return who takes part: torch's float rows first, then ours, then the peers."""
     schemes = [Scheme.parse(name) for name in options.scheme]
-    found = [*float_peers(product), *own_contestants(product, schemes)]
+    ours = own_contestants(product, schemes)
+    found = [*float_peers(product), read_only(product, ours[0].weight_bytes), *ours]
     if options.peers:
         sizes = sorted({scheme.group_size for scheme in schemes if scheme.group_size})
         found += int4_peers(product, sizes) + int8_peers(product)

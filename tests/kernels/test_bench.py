@@ -22,6 +22,7 @@ from quantlab.kernels.own import own_contestants
 from quantlab.kernels.own_blocks import own_block_contestants
 from quantlab.kernels.peak import byte_peak, float_peak
 from quantlab.kernels.peers import float_peers, int4_peers, int8_peers
+from quantlab.kernels.read_only import add_up_shared, read_only
 from quantlab.scheme import Scheme
 
 SHORT = {"rounds": 5, "turn": 0.0, "patience": 0}
@@ -127,6 +128,23 @@ def test_cold_calls_go_around_all_weights_and_hot_calls_stay_with_one():
     used.clear()
     assert len(calls.turn(3, 1, cold=False)) == 3
     assert used == [0] * 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_reading_in_parts_reads_every_number_once(count):
+    numbers = np.arange(64 * 7, dtype=np.uint64)
+    sums = np.zeros(count, np.uint64)
+    add_up_shared(numbers, sums, 64)
+    assert int(sums.sum()) == int(numbers.sum())
+    assert (sums > 0).all()
+
+
+def test_the_reader_takes_part_with_as_many_bytes_and_claims_nothing():
+    reader = read_only(PRODUCT, 64 * 8 * 5 + 7)
+    assert reader.weight_bytes == 64 * 8 * 5
+    assert not reader.prepare(2).result().any()
+    with pytest.raises(ValueError, match="asked to read 511 bytes"):
+        read_only(PRODUCT, 511)
 
 
 def test_cold_weights_are_more_than_four_caches(monkeypatch):

@@ -44,7 +44,19 @@ def quantize_matrix(
     absmax = blocks.absmax.view(rows, columns // block_size)
     scales = quantize_scales(absmax) if double_quantize else Scales(absmax)
     name = f"{table.name}g{block_size}{'dq' if double_quantize else ''}"
-    return CodebookTensor(blocks.codes, scales, table, (1, block_size), name)
+    notes = mirrored(absmax, scales.values())
+    return CodebookTensor(blocks.codes, scales, table, (1, block_size), name, notes)
+
+
+def mirrored(absmax: Tensor, stored: Tensor) -> tuple[str, ...]:
+    """Return a note if scales that were positive are stored as zero or negative numbers.
+
+    One block a thousand times as large as the others is enough: all scales share one mean.
+    """
+    lost = int(((stored <= 0) & (absmax > 0)).sum())
+    if not lost:
+        return ()
+    return (f"{lost} of {absmax.numel()} scales lost their sign; pass double_quantize=False",)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ def double_quantize(absmax: Tensor) -> DoubleScales:
     Notes
     -----
     A block of zeros has scale 0, which the second level meets only nearly; its codes say 0, so the
-    block still decodes to zeros. A scale far below its neighbors may come back negative: the block
-    is then mirrored. Both are bitsandbytes' own behavior.
+    block still decodes to zeros. Worse, all scales share one mean: beside a scale a thousand times
+    as large, the others come back negative, and their blocks mirrored. Both are bitsandbytes' own
+    behavior; ``nf4`` puts the second into its notes.
 
     References
     ----------

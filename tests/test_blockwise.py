@@ -253,6 +253,17 @@ def test_a_block_of_zeros_survives_a_scale_that_is_not_quite_zero():
     assert (q.dequantize()[2] == 0).all()
 
 
+def test_one_huge_block_turns_the_scales_of_all_others_and_the_note_says_so():
+    weight = torch.randn(8, 64)
+    assert ql.nf4(weight, double_quantize=True).notes == ()
+    weight[3] *= 1000
+    plain, double = (ql.nf4(weight, double_quantize=d) for d in (False, True))
+    assert (plain.scale > 0).all()
+    assert (double.scale[[0, 1, 2, 4, 5, 6, 7]] < 0).all()
+    assert plain.notes == ()
+    assert double.notes == ("7 of 8 scales lost their sign; pass double_quantize=False",)
+
+
 # ------------------------------------------------------------------ refused
 
 

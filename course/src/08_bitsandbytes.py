@@ -312,6 +312,9 @@ ql.table(rows, ["dynamic 8 bit", "0", "1e-6", "1e-4", "0.01", "1"])
 # Only the scales are stored more coarsely; the codes of the weights stay. And a zero beside a 1 comes back as 0.00002: it lies half way between two of the 65,536 points, and the level
 # nearest to the upper one is no longer 0.
 #
+# One more thing that the sum of bits does not show: all scales of a tensor share one mean. If a single block is a thousand times as large as the others, *their* scales come back negative
+# and their weights mirrored, in bitsandbytes as here; the report of `quantize_` then carries a note.
+#
 # ## The same bits as bitsandbytes, and what the library holds
 #
 # If bitsandbytes is installed, the next two cells compare with it. Their output is the same without it: printed are the claims, and the asserts behind them run wherever they can.

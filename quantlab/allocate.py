@@ -112,14 +112,21 @@ def exact(costs: Floats, nbytes: Floats, budget: int) -> list[int]:
     ------
     ValueError
         If even the smallest choices exceed the budget.
+    ImportError
+        If SciPy is missing.
 
     Examples
     --------
     >>> exact(np.array([[9.0, 1.0], [5.0, 4.0]]), np.array([[2, 4], [2, 4]]), budget=6)
     [1, 0]
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp  # comes with scikit-learn
-
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+    except ImportError as error:
+        raise ImportError(
+            "the exact solver needs SciPy, which comes with quantlab[notebook]; "
+            "or choose solver=greedy"
+        ) from error
     check_budget(nbytes, budget)
     layers, choices = costs.shape
     one_each = np.kron(np.eye(layers), np.ones(choices))

@@ -120,7 +120,7 @@ def test_the_budget_is_given_in_one_way():
 @lru_cache
 def measured(measure: str = "kl") -> Choices:
     model, tokenizer = load("storyteller")
-    tokens = calibration_set(tokenizer, samples=3 if measure == "kl" else 32, length=64)
+    tokens = calibration_set(tokenizer, samples=3 if measure == "kl" else 16, length=64)
     return sensitivities(model, RTN(), SCHEMES, tokens, tokens, measure=measure)
 
 

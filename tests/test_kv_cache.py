@@ -135,6 +135,16 @@ def test_a_store_returns_old_tokens_as_packed_and_recent_ones_as_they_came():
     assert last.equal(torch.cat([packed, x[..., 16:, :]], 2))
 
 
+def test_the_tokens_of_a_call_are_met_as_they_are_and_packed_behind_it():
+    x = torch.randn(1, 2, 16, 16)
+    store = Store(2, "channel", 8, 0)
+    assert store.append(x).equal(x)
+    assert store.all().equal(pack_states(x, 2, axis="channel", group=8).dequantize())
+    again = store.append(x)
+    assert again[..., 16:, :].equal(x)
+    assert not again[..., :16, :].equal(x)
+
+
 def test_keys_before_rotation_are_what_the_projection_made():
     model, tokens = llama()
     cache = small(before_rope=True, residual=45)

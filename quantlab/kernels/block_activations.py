@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,8 @@ def arranged_blocks(
     """
     values = aligned_zeros((tokens, chunks * layout.chunk), np.float32)
     sums = aligned_zeros((tokens, chunks * LANES), np.float32)
-    places, lanes = np.argsort(layout.pieces), np.argsort(layout.lanes)
     out = values[: len(x)], sums[: len(x)]
-    arrange_blocks(x, layout.weights, places, lanes, layout.shift, out)
+    arrange_blocks(x, layout.weights, *orders(layout), layout.shift, out)
     return values, sums
 
 
@@ -90,13 +90,20 @@ def rounded_blocks(
     sums : (tokens, chunks * 16) float32 array
         The sum of a sub-block's codes times their scale, negative if minimums are subtracted.
     """
-    codes = aligned_zeros((tokens, chunks * layout.chunk), np.int8)
-    scale, sums = (aligned_zeros((tokens, chunks * LANES), np.float32) for _ in range(2))
-    base = aligned_zeros((tokens, chunks * LANES), np.int32)
-    out = tuple(part[: len(x)] for part in (codes, scale, base, sums))
-    places, lanes = np.argsort(layout.pieces), np.argsort(layout.lanes)
-    round_blocks(x, layout.weights, places, lanes, np.int32(bias), layout.shift, out)
+    width, lanes = chunks * layout.chunk, tokens * chunks * LANES
+    whole = aligned_zeros((3, lanes + -(-tokens * width // 12)), np.int32).reshape(-1)
+    scale, base, sums = (whole[k * lanes : k * lanes + lanes].reshape(tokens, -1) for k in range(3))
+    scale, sums = scale.view(np.float32), sums.view(np.float32)
+    codes = whole[3 * lanes :].view(np.int8)[: tokens * width].reshape(tokens, width)
+    out = (codes, scale, base, sums)
+    round_blocks(x, layout.weights, *orders(layout), np.int32(bias), layout.shift, out)
     return codes, scale, base, sums
+
+
+@cache
+def orders(layout: Layout) -> tuple[Array, Array]:
+    """Return where each piece of a chunk goes, and each sub-block's lane."""
+    return np.argsort(layout.pieces), np.argsort(layout.lanes)
 
 
 def aligned_zeros(shape: tuple[int, int], kind: Any) -> Array:

@@ -37,6 +37,7 @@ class Layout:
     shift : 1, -1 or 0
         Weights are scale (code - offset) + shift * minimum; 0 has no minimum.
     signed : whether codes are signed bytes
+    swapped : in which quarters of a register a sub-block's second half comes first (1)
     """
 
     weights: int
@@ -46,6 +47,7 @@ class Layout:
     groups: Grouping
     shift: int = 0
     signed: bool = False
+    swapped: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def chunk(self) -> int:
@@ -66,7 +68,12 @@ class Layout:
     def pieces(self) -> list[int]:
         """The order of a chunk's 16-code pieces in the registers."""
         each = self.weights // PIECE
-        return [each * s + part for group in self.groups for part in range(each) for s in group]
+        return [
+            each * s + (part ^ self.swapped[quarter])
+            for group in self.groups
+            for part in range(each)
+            for quarter, s in enumerate(group)
+        ]
 
 
 LAYOUTS = {
@@ -74,7 +81,7 @@ LAYOUTS = {
     "Q4_1": Layout(32, 20, 32, 0, PLAIN, shift=1),
     "Q5_0": Layout(32, 22, 32, 16, PLAIN),
     "Q5_1": Layout(32, 24, 32, 0, PLAIN, shift=1),
-    "Q8_0": Layout(32, 34, 32, 0, PLAIN, signed=True),
+    "Q8_0": Layout(32, 34, 32, 0, PLAIN, signed=True, swapped=(0, 1, 0, 0)),
     "Q4_K": Layout(32, 144, 256, 0, PAIRED, shift=-1),
     "Q5_K": Layout(32, 176, 256, 0, PAIRED, shift=-1),
     "Q6_K": Layout(16, 210, 256, 32, PLAIN),

@@ -152,14 +152,23 @@ def fifth_bits(builder: Any, base: Any, stride: int, first: int, codes: Codes) -
 
 
 def q8_0_codes(builder: Any, base: Any) -> Codes:
-    """Load sixteen blocks of bytes; pairs of blocks first, as a load of 32 bytes is one load."""
+    """Load sixteen blocks of bytes, four at a time.
+
+    With VPERMT2B three overlapping loads hold four blocks, and each register takes its pieces from
+    two of them: therefore the halves of every second block of four are swapped.
+    """
     found = []
     for k in range(4):
-        a, b, c, d = (load(builder, base, 34 * (4 * k + i) + 2, 32) for i in range(4))
-        left, right = concat(builder, a, b), concat(builder, c, d)
-        found.append(
-            [quarters(builder, left, right, which) for which in (EVEN_QUARTERS, ODD_QUARTERS)]
-        )
+        if "avx512vbmi" in features():
+            a, b, c = (load(builder, base, 136 * k + at, 64) for at in (0, 64, 72))
+            first = [at + j for at in (2, 52, 70, 104) for j in range(16)]
+            second = [at + j for at in (18, 36, 86 - 8, 120 - 8) for j in range(16)]
+            found.append([shuffle(builder, a, b, first), shuffle(builder, a, c, second)])
+        else:
+            a, b, c, d = (load(builder, base, 34 * (4 * k + i) + 2, 32) for i in range(4))
+            left, right = concat(builder, a, b), concat(builder, c, d)
+            both = ((0, 3, 4, 6), (1, 2, 5, 7))
+            found.append([quarters(builder, left, right, which) for which in both])
     return found
 
 
@@ -231,12 +240,13 @@ def paired_scales(stride: int) -> Callable[..., Any]:
         ]
         numbers = builder.or_(builder.or_(*parts[:2]), parts[2])
         halves = builder.bitcast(header, ir.VectorType(SHORT, 16))
+        both = widen(builder, halves, path)  # d and dmin are its numbers 0, 1, 8 and 9
         found = []
         for part in range(2):
-            each = shuffle(builder, halves, halves, [8 * s + part for s, _ in order])
+            each = shuffle(builder, both, both, [8 * s + part for s, _ in order])
             mine = list(range(LANES * part, LANES * part + LANES))
             number = small_floats(builder, shuffle(builder, numbers, numbers, mine))
-            found.append(builder.fmul(widen(builder, each, path), number))
+            found.append(builder.fmul(each, number))
         return found[0], found[1]
 
     return scales

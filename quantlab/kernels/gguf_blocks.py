@@ -72,7 +72,7 @@ def gguf_matmul(
     >>> gguf_matmul(torch.arange(32.0), blocks, "Q8_0").round(decimals=4).tolist()
     [0.0, 1.0]
     """
-    name = find_type(type_name).__name__
+    name = type_name if type_name in LAYOUTS else find_type(type_name).__name__
     rows = check_blocks(blocks, name, shape)
     columns = rows.shape[1] // LAYOUTS[name].block_bytes * LAYOUTS[name].block_weights
     check_activations(x, columns, activation_bits, backend)

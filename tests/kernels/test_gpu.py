@@ -20,7 +20,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # (group, columns): several groups in a block and several blocks in a group, a group that no large
 # power of two divides, and whole rows with a tail in their last word
-SHAPES = ((32, 288), (128, 256), (512, 1024), (24, 72), (None, 203))
+SHAPES = ((32, 1120), (128, 256), (512, 1024), (24, 72), (None, 203))
 ROWS = 37  # two tiles and a bit
 CASES = [
     pytest.param(ql.Scheme(bits, group, symmetric), columns, id=f"{bits}-{group}-{symmetric}")

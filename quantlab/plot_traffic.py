@@ -37,13 +37,18 @@ def traffic_panels(touched: Mapping[str, Any], moved: Mapping[str, int], once: i
     left.set_title("how often each element was touched")
     base = 0
     for k, (name, size) in enumerate(moved.items()):
-        look: dict[str, Any] = {"color": PALETTE[CYCLE[k]], "hatch": HATCHES[k], "edgecolor": "white"}
+        look: dict[str, Any] = {
+            "color": PALETTE[CYCLE[k]],
+            "hatch": HATCHES[k],
+            "edgecolor": "white",
+        }
         right.bar(["moved"], [size], bottom=[base], label=name, **look)
         base += size
     right.axhline(once, color="black", ls="--", lw=1)
-    right.annotate("each once", (0.45, once), xytext=(0, 3), textcoords="offset points", ha="right")
-    right.set_ylabel("bytes")
-    right.legend(fontsize=8)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    right.text(0, once, "each byte once", ha="center", va="bottom", bbox=box)
+    right.set(ylabel="bytes", ylim=(0, 1.15 * max(base, once)))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=4)
     sentence = f"{base:,} bytes moved so far; {once:,} if every array were moved once."
     return Picture(figure, sentence)
 

@@ -28,13 +28,15 @@
 # directly. How many times faster is it: 2, 10, or more than 100? And is version 0 faster or slower than a plain float32 matrix?
 
 # %%
-import time
+import timeit
+from functools import partial
 
 import numpy as np
 import torch
 
 import quantlab as ql
 from quantlab.kernels import paths, reference, traffic
+from quantlab.kernels.integer_kernels import integer_block
 from quantlab.kernels.tiles import Tiles
 from quantlab.kernels.versions import VERSIONS
 
@@ -48,33 +50,36 @@ exact, integers = reference.matmul(x, packed), reference.matmul(x, packed, activ
 
 def best(work, repeats=5):
     work()  # the first call compiles
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 # %% tags=["signature"]
 seconds, rows = {"float32": best(lambda: W @ x)}, []
 for name, (product, tiled) in VERSIONS.items():
     weight = tiles if tiled else packed
-    seconds[name], y = best(lambda: product(x, weight)), product(x, weight)
+    seconds[name], y = best(partial(product, x, weight)), product(x, weight)
     error = ((y - exact).norm() / exact.norm()).item()
     rows.append((name, "bit for bit" if torch.equal(y, integers) else "to rounding", error > 1e-5))
 print(ql.table(rows, ["version", "equal to its definition", "int8 error"]))
-print("unpacking first is slower than float32, twice at least:", seconds["unpack"] > 2 * seconds["float32"])
-print("from version 0 to version 6, fifty times at least:", seconds["unpack"] > 50 * seconds["four_tiles"])
-assert seconds["unpack"] > 2 * seconds["float32"]
-assert seconds["unpack"] > 50 * seconds["four_tiles"]
+slower = seconds["unpack"] > 2 * seconds["float32"]
+faster = seconds["unpack"] > 10 * seconds["four_tiles"]
+print("version 0 is more than 2 times slower than float32:", slower)
+print("version 6 is more than 10 times faster than version 0:", faster)
+assert slower
+assert faster
 
 # %% tags=["nbval-ignore-output"]
-print(ql.table([(n, 1e6 * s, seconds["unpack"] / s) for n, s in seconds.items()], ["on this machine", "µs", "times version 0"]))
+print(
+    ql.table(
+        [(n, 1e6 * s, seconds["unpack"] / s) for n, s in seconds.items()],
+        ["on this machine", "µs", "times version 0"],
+    )
+)
 
 # %% [markdown]
 # Four bits instead of thirty-two, and the model became *slower*; then, with nothing but a different loop, hundreds of times faster
-# than that. On a 4096 x 4096 matrix, 2 threads of an AMD server, the eight programs took 80,000, 29,000, 12,000, 12,700, 2,400, 180,
+# than that. So "quantization speeds up inference" (myth 001-8) is true **only with a kernel**: the format allows a speed, and somebody
+# has to write the loop that takes it. On a 4096 x 4096 matrix, 2 threads of an AMD server, the eight programs took 80,000, 29,000, 12,000, 12,700, 2,400, 180,
 # 150 and 100 µs.
 #
 # From version 3 on the results are equal **in every bit**: sums of integers do not depend on their order. That is why integer
@@ -109,12 +114,14 @@ assert memory.loaded | {"y": memory.stored["y"]} == traffic.gemv_bytes(8, 32, 16
 # The remedy is a **tile**: compute several rows at a time, and use each activation for all of them while it is in a register.
 
 # %%
-sizes = {f"{tile} rows at a time": traffic.gemv_bytes(4096, 4096, 32, tile=tile) for tile in (1, 4, 16)}
-sizes["unpack first"] = sizes["16 rows at a time"] | {"float matrix": 2 * 4 * 4096 * 4096}
+sizes = {
+    f"{tile} rows together": traffic.gemv_bytes(4096, 4096, 32, tile=tile) for tile in (1, 4, 16)
+}
+sizes["unpack first"] = sizes["16 rows together"] | {"float matrix": 2 * 4 * 4096 * 4096}
 sizes["float32"] = {"float matrix": 4 * 4096 * 4096, "x": 4 * 4096, "y": 4 * 4096}
 total = {name: sum(parts.values()) for name, parts in sizes.items()}
 print(ql.table([(name, size / 1e6) for name, size in total.items()], ["4096 x 4096", "MB moved"]))
-assert total["unpack first"] > 2 * total["float32"] > 8 * total["16 rows at a time"]
+assert total["unpack first"] > 2 * total["float32"] > 8 * total["16 rows together"]
 ql.plot.bytes_bar(sizes)
 
 # %% [markdown]
@@ -125,7 +132,7 @@ ql.plot.bytes_bar(sizes)
 # The widget walks through the loop, byte by byte.
 
 # %%
-ql.widgets.TrafficTracer(small, vector, tile=4, step=20)
+ql.widgets.TrafficTracer(small, vector, tile=2, step=30)
 
 # %% [markdown] tags=["myth"]
 # ### Myth 000-9: Quantization reduces the computation
@@ -137,8 +144,11 @@ ql.widgets.TrafficTracer(small, vector, tile=4, step=20)
 # %% tags=["myth"]
 weights, groups = 4096 * 4096, 4096 * 4096 // 32
 operations = {"float32": 2 * weights, "W4A16": 2 * weights + weights + weights + 2 * groups}
-moved = {"float32": total["float32"], "W4A16": total["16 rows at a time"]}
-rows = [(name, operations[name] / 1e6, moved[name] / 1e6, operations[name] / moved[name]) for name in moved]
+moved = {"float32": total["float32"], "W4A16": total["16 rows together"]}
+rows = [
+    (name, operations[name] / 1e6, moved[name] / 1e6, operations[name] / moved[name])
+    for name in moved
+]
 print(ql.table(rows, ["weights", "million operations", "MB", "operations a byte"]))
 assert operations["W4A16"] > operations["float32"]
 assert moved["W4A16"] < moved["float32"] / 4
@@ -159,29 +169,29 @@ print("more operations, fewer bytes")
 #                   row 1   b0 b1 b2 ...                ^ one load of 64 bytes: 8 codes of each of 16 rows
 #
 # It is a transposition of whole words: no bit inside a word moves, and no byte is added.
-
-# %%
-word = packed.data.view(torch.int32)  # (1024 rows, 128 words of 8 codes)
-print("packed rows", tuple(word.shape), "-> tiles", tuple(tiles.words.shape))
-assert torch.equal(tiles.words[3, 5], word[48:64, 5])  # word 5 of rows 48 to 63
-assert torch.equal(tiles.packed().data, packed.data)
-print("bytes of rows and of tiles:", packed.nbytes, tiles.nbytes)
-
-# %% [markdown]
+#
 # ## One instruction: 64 products
 #
 # VPDPBUSD multiplies 64 unsigned bytes with 64 signed bytes, adds the products in fours, and adds these to sixteen 32-bit sums.
 # One instruction. Codes are unsigned (0 to 15), activations rounded to int8 are signed: they fit without any conversion. Here it is
 # in NumPy, and then a whole group of 32 weights for 16 rows at once: mask, shift, two products a word.
+#
+# In quantlab these lines are what the compiled kernel says as well; its vocabulary (`load_words`, `add_products`) is Python that
+# emits one or two machine instructions a word. The cell ends with its source: the loop that ran fastest above.
 
 # %%
+word = packed.data.view(torch.int32)  # (1024 rows, 128 words of 8 codes)
+assert torch.equal(tiles.words[3, 5], word[48:64, 5])  # word 5 of rows 48 to 63
+print("bytes of rows and of tiles:", packed.nbytes, tiles.nbytes)
+
+
 def vpdpbusd(sums, codes, activations):
     products = codes.view(np.uint8).astype(np.int32) * activations.view(np.int8).astype(np.int32)
     return sums + products.reshape(16, 4).sum(1)
 
 
 codes8, scale8 = reference.quantize_activations(x[None], 32)
-even_odd = codes8.numpy().reshape(-1, 4, 2).swapaxes(1, 2).copy()  # of 8: four even ones, four odd ones
+even_odd = codes8.numpy().reshape(-1, 4, 2).swapaxes(1, 2).copy()  # of 8: 4 even, 4 odd ones
 words, sums = tiles.words[0].numpy().view(np.uint32), np.zeros(16, np.int32)
 for w in range(4):  # four words of eight codes are a group
     low, high = words[w] & 0x0F0F0F0F, words[w] >> 4 & 0x0F0F0F0F
@@ -191,17 +201,9 @@ sums -= 8 * codes8[0, :32].int().sum().item()  # the zero point of all codes is 
 plain = (packed.unpack().codes[:16, :32].int() - 8) @ codes8[0, :32].int()
 print("sixteen sums:", sums.tolist())
 assert sums.tolist() == plain.tolist()
-
-# %% [markdown]
-# In quantlab these two lines are what the compiled kernel says as well; its vocabulary (`load_words`, `add_products`) is Python that
-# emits one or two machine instructions a word. Read it: this is the loop that ran fastest above.
-
-# %%
-from quantlab.kernels.integer_kernels import integer_block
-
 ql.show(integer_block)
 
-# %% [markdown]
+# %% [markdown] tags=["predict"]
 # `minus_zero_point` starts each group's sum at -zero · Σx instead of 0, so the correction of module 07 costs nothing inside the loop.
 #
 # **The trap of version 3.** It computes with integers and is no faster than floats. Numba gives `int32 * int32` the type int64, as
@@ -212,16 +214,7 @@ ql.show(integer_block)
 #
 # Four paths compute the same sums: VPDPBUSD on 64 bytes or on 32, the older VPMADDUBSW (whose 16-bit sums overflow with 8-bit codes,
 # so those are split into nibbles), and plain 16-bit products for all others. The fastest one present is taken; any can be forced.
-
-# %%
-results = []
-for path in paths.available():
-    with paths.force(path):
-        results.append(ql.int4_matmul(x, tiles, activation_bits=8))
-print("all paths give the same bits:", all(torch.equal(y, integers) for y in results))
-assert all(torch.equal(y, integers) for y in results)
-
-# %% [markdown] tags=["predict"]
+#
 # ## What int8 activations cost
 #
 # `activation_bits=16` multiplies floats (W4A16), `activation_bits=8` rounds the activations first (W4A8). The rounding adds an error
@@ -231,6 +224,11 @@ assert all(torch.equal(y, integers) for y in results)
 # each group of 32 has its own?
 
 # %%
+for path in paths.available():
+    with paths.force(path):
+        assert torch.equal(ql.int4_matmul(x, tiles, activation_bits=8), integers)
+print("all paths give the same bits")
+
 loud = x.clone()
 loud[7] *= 100
 rows = []
@@ -251,6 +249,7 @@ assert rows[5][2] > 2 * rows[3][2]
 # ## The control: right, and over budget
 #
 # A kernel that unpacks to a temporary matrix gives the right result. A test of results alone can never tell. The byte budget can.
+
 
 # %% tags=["control"]
 def unpacking_gemv(memory):
@@ -281,40 +280,21 @@ assert wasteful.moved > 5 * budget
 # %%
 model, tokenizer = ql.load("storyteller")
 _ = ql.quantize_(model, ql.RTN(), ql.Scheme(bits=4, group_size=32))
-prompt = torch.tensor([tokenizer.encode("The little dog").ids])
+prompt = torch.tensor([tokenizer.encode("The little dog")])
 fast = ql.FastDecoder(model, activation_bits=16, head_bits=32)
 same = torch.equal(fast.generate(prompt, 24), model.generate(prompt, 24))
-slow_s, fast_s = best(lambda: model.generate(prompt, 24), 2), best(lambda: fast.generate(prompt, 24), 2)
+slow_s, fast_s = (
+    best(lambda: model.generate(prompt, 24), 2),
+    best(lambda: fast.generate(prompt, 24), 2),
+)
 print("the same words:", same, " faster than twice:", slow_s > 2 * fast_s)
 print(tokenizer.decode(fast.generate(prompt, 24)[0].tolist()))
 assert same
 assert slow_s > 2 * fast_s
 
-# %% tags=["nbval-ignore-output"]
-integer = ql.FastDecoder(model, activation_bits=8)
-speeds = {"modules": slow_s, "W4A16, compiled": fast_s, "W4A8, compiled": best(lambda: integer.generate(prompt, 24), 5)}
-print(ql.table([(n, 24 / s) for n, s in speeds.items()], ["storyteller, one thread", "tokens/s"]))
-
-# %% [markdown] tags=["myth"]
-# ### Myth 001-8: Quantization speeds up inference
-#
-# **Claim.** "A quantized model is faster."
-#
-# **Predict.** Which of the three statements in the cell are true on your machine?
-
-# %% tags=["myth"]
-claims = {
-    "unpacked first, faster than float32": seconds["unpack"] < seconds["float32"],
-    "plain loop over codes, faster than float32": seconds["loop"] < seconds["float32"],
-    "integer kernel, faster than the plain loop": seconds["four_tiles"] < seconds["loop"] / 2,
-}
-for claim, true in claims.items():
-    print(f"{claim}: {true}")
-assert list(claims.values()) == [False, False, True]
-print("a property of the kernel, not of the format")
-
 # %% [markdown]
-# Verdict: **only with a kernel.** The format allows a speed; somebody has to write the loop that takes it.
+# On one thread of our server the modules wrote 240 tokens a second, the compiled step 5,200 (W4A16) and 10,200 (W4A8); llama.cpp wrote
+# 4,000 from the same model exported as Q4_0.
 #
 # **In the wild.** llama.cpp rounds activations to int8 and repacks some types side by side as we do; torch has
 # `_weight_int4pack_mm_for_cpu` (floats in bfloat16); bitsandbytes looks codes up in a table; on GPUs Marlin (2408.11743) orders the codes so that
@@ -334,7 +314,11 @@ print("a property of the kernel, not of the format")
 
 # %% tags=["exercise"]
 exercise = ql.exercise("23_kernels.a")
+
+
 def decode(byte): ...
+
+
 exercise.check(decode)
 
 # %% [markdown] tags=["exercise"]
@@ -346,7 +330,11 @@ exercise.check(decode)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("23_kernels.b")
+
+
 def dot(memory, group_size): ...
+
+
 exercise.check(dot)
 
 # %% [markdown] tags=["exercise"]
@@ -358,7 +346,11 @@ exercise.check(dot)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("23_kernels.c")
+
+
 def gemv(memory, group_size): ...
+
+
 exercise.check(gemv)
 
 # %% [markdown] tags=["exercise"]
@@ -370,7 +362,11 @@ exercise.check(gemv)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("23_kernels.d")
+
+
 def within_budget(kernel, memory, target): ...
+
+
 exercise.check(within_budget)
 
 # %% [markdown]

@@ -62,7 +62,7 @@ class FastDecoder:
     >>> import quantlab as ql
     >>> model, tokenizer = ql.load("storyteller")
     >>> report = ql.quantize_(model, ql.RTN(), ql.Scheme(bits=4, group_size=32))
-    >>> prompt = torch.tensor([tokenizer.encode("Once upon a time").ids])
+    >>> prompt = torch.tensor([tokenizer.encode("Once upon a time")])
     >>> story = ql.FastDecoder(model).generate(prompt, new_tokens=8)
     >>> tokenizer.decode(story[0].tolist())
     'Once upon a time...'

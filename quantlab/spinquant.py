@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ def learn_rotations(
     *,
     activations: Scheme | None = Scheme(4),  # noqa: B008 - frozen
     weights: Scheme | None = None,
+    distill: bool = False,
     start: str = "hadamard",
     steps: int = 100,
     rate: float = 1.5,
@@ -49,6 +51,9 @@ def learn_rotations(
     weights : Scheme, or None
         Also round the blocks' weights to nearest in the loss. None, as the authors advise where
         GPTQ follows: it repairs what rounding to nearest does, so the rotations need not.
+    distill : bool
+        Descend on the KL divergence from the float model in place of the next-token loss. The
+        authors take the latter, which may fit the text more than the model; this is ours.
     start : kind of ``rotation_matrix``
     steps, rate, batch_size : Cayley steps, their rate, windows in each
         The rate falls linearly to 0; the authors take 100 steps at 1.5.
@@ -85,7 +90,9 @@ def learn_rotations(
     with torch.enable_grad():
         for step in range(steps):
             leaves = [R.detach().requires_grad_() for R in rotations]
-            loss = quantized_loss(sim, parts, leaves, weights, batches[step % len(batches)])
+            batch = batches[step % len(batches)]
+            output = quantized_output(sim, parts, leaves, weights, batch)
+            loss = divergence(model, output, batch) if distill else next_token(output, batch)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise CalibrationError(f"the loss is {losses[-1]} at step {step + 1}; lower rate")
@@ -99,10 +106,10 @@ def learn_rotations(
     )
 
 
-def quantized_loss(
+def quantized_output(
     sim: DynamicSim, parts: Parts, rotations: list[Tensor], weights: Scheme | None, tokens: Tensor
 ) -> Tensor:
-    """Return the mean next-token loss of the model, turned by the rotations and rounded."""
+    """Return the logits of the model, turned by the rotations and rounded, at least float32."""
     dtype = next(sim.model.parameters()).dtype
     residual, *heads = (R.to(dtype) for R in rotations)
     new = {
@@ -111,10 +118,26 @@ def quantized_loss(
         else weight
         for name, weight in parts.rotated(residual, heads)
     }
-    output = functional_call(sim, new, (tokens,))
+    return logits_of(functional_call(sim, new, (tokens,)))
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return a model's logits, also from transformers' wrapping, at least float32."""
     logits = output if isinstance(output, Tensor) else output.logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean next-token loss."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def divergence(model: nn.Module, logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean KL divergence from the float model over all positions."""
+    with torch.no_grad():
+        target = F.log_softmax(logits_of(model(tokens)), -1).flatten(0, 1)
+    mine = F.log_softmax(logits, -1).flatten(0, 1)
+    return F.kl_div(mine, target, reduction="batchmean", log_target=True)
 
 
 def is_block_weight(name: str, weight: Tensor) -> bool:

@@ -162,6 +162,7 @@ def test_models_of_transformers_keep_their_logits_biases_included(name, tied):
         vocab_size=40, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16 if name == "Qwen3" else 12,
         tie_word_embeddings=tied, max_position_embeddings=32,
+        **({"attention_bias": True, "mlp_bias": True} if name == "Llama" else {}),
     )  # fmt: skip
     model = getattr(transformers, f"{name}ForCausalLM")(config).double().eval()
     model.requires_grad_(False)

@@ -12,7 +12,7 @@ import quantlab as ql
 from quantlab.rotate import Parts, rotate_
 from quantlab.scheme import Scheme
 from quantlab.sim.dynamic import DynamicSim, round_tokens
-from quantlab.spinquant import learn_rotations, quantized_loss
+from quantlab.spinquant import divergence, learn_rotations, next_token, quantized_output
 
 W4 = Scheme(4)
 
@@ -54,11 +54,24 @@ def test_without_rounding_no_rotation_is_better_than_another():
     drawn = parts.draw("random", 1)
     leaves = [R.requires_grad_() for R in (drawn.residual, *drawn.heads)]
     parts.prepare_()
-    loss = quantized_loss(DynamicSim(twin), parts, leaves, None, tokens)
+    loss = next_token(quantized_output(DynamicSim(twin), parts, leaves, None, tokens), tokens)
     assert loss.item() == pytest.approx(loss_of(model, tokens), rel=1e-12)
     for R, G in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
         S = G @ R.T
         assert (S - S.T).abs().max() < 1e-10  # no slope along the rotations
+
+
+def test_distilling_descends_on_the_divergence_from_the_float_model():
+    model, tokens = tiny()
+    rotations = learn_rotations(model, tokens, distill=True, steps=2)
+    turned = copy.deepcopy(model)
+    rotate_(turned)
+    log_p, log_q = model(tokens).log_softmax(-1), DynamicSim(turned, activations=W4)(tokens)
+    expected = (log_p.exp() * (log_p - log_q.log_softmax(-1))).sum(-1).mean().item()
+    assert rotations.losses[0] == pytest.approx(expected, rel=1e-12)
+    assert divergence(model, model(tokens), tokens).item() == pytest.approx(0, abs=1e-12)
+    other = learn_rotations(model, tokens, steps=2)
+    assert not torch.allclose(rotations.residual, other.residual, atol=1e-3)
 
 
 def test_learning_beats_the_rotation_it_started_from_on_text_it_has_not_seen():

@@ -229,7 +229,7 @@ def check_rows(group: list[Tiles]) -> None:
         raise UnsupportedModelError(
             f"rows of {first.shape[1]} codes do not fill whole words of {per_word}"
         )
-    odd = [t.shape[0] for t in group if t.shape[0] % LANES]
+    odd = [t.shape[0] for t in group[:-1] if t.shape[0] % LANES]  # another follows it
     if odd:
         raise UnsupportedModelError(
             f"a linear has {odd[0]} outputs; FastDecoder takes multiples of {LANES}"

@@ -83,6 +83,13 @@ def test_division_rounds_half_to_even(numerator, denominator):
     assert here == round(Fraction(numerator, denominator))
 
 
+def test_every_small_division_rounds_half_to_even_ties_included():
+    tops = torch.arange(-60, 61)
+    for bottom in range(1, 25):
+        wanted = [round(Fraction(top, bottom)) for top in tops.tolist()]
+        assert rounded_division(tops, torch.tensor(bottom)).tolist() == wanted
+
+
 @given(st.lists(st.fractions(-9, 9, max_denominator=50), min_size=1, max_size=4))
 def test_a_common_denominator_changes_no_fraction(numbers):
     tops, bottom = common(numbers)

@@ -24,6 +24,7 @@ class ModuleTree(Widget):
         The float model first; others quantized in some way.
     example : (1, ...) tensor
         One sample.
+    version : at the start, counted from 1
 
     Raises
     ------
@@ -33,7 +34,9 @@ class ModuleTree(Widget):
 
     script = "module_tree"
 
-    def __init__(self, versions: Mapping[str, nn.Module], example: Tensor) -> None:
+    def __init__(
+        self, versions: Mapping[str, nn.Module], example: Tensor, *, version: int = 1
+    ) -> None:
         if not versions:
             raise ValueError("there is no version to draw; pass {'float': model, ...}")
         trees = [tree(layer_costs(model, example)) for model in versions.values()]
@@ -49,7 +52,7 @@ class ModuleTree(Widget):
                 describe(name, rows, whole) for name, rows in zip(versions, trees, strict=True)
             ],
         }
-        super().__init__(table, version=1)
+        super().__init__(table, version=version)
 
     @property
     def sentence(self) -> str:

@@ -56,7 +56,7 @@ VectorRotator({"one loud": X[:, 0] + 20 * torch.eye(16, dtype=torch.float64)[3],
 TREE = """
 import quantlab as ql
 net = ql.digits_net().eval()
-ModuleTree({"float": net, "dynamic": ql.quantize_dynamic(net)}, torch.zeros(1, 1, 8, 8))
+ModuleTree({"float": net, "int8": ql.quantize_dynamic(net)}, torch.zeros(1, 1, 8, 8), version=2)
 """
 TRAFFIC = """
 TrafficTracer(rtn(W[:, :16].float(), Scheme(4, 8)), torch.ones(16), tile=2, step=20)

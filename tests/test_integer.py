@@ -186,6 +186,18 @@ def test_a_trained_network_equals_its_twin_in_every_bit(learn):
     assert torch.equal(ql.convert(twin)(x), exact(twin, x))
 
 
+def test_six_stays_six_on_a_learned_grid_that_reaches_further():
+    torch.manual_seed(2)
+    x = 20 * torch.randn(4, 1, 6, 6)
+    twin = ql.calibrate(ql.prepare(lived(network(nn.Conv2d(1, 2, 3), nn.ReLU6()))), x)
+    ql.learn_steps(twin)
+    with torch.no_grad():
+        twin.conv.quantizer.scale.mul_(3)  # the top code now stands for 18
+    integers = ql.convert(twin)
+    assert torch.equal(integers(x), exact(twin, x))
+    assert integers(x).max().item() == pytest.approx(6, abs=integers.conv.grid.scale)
+
+
 # ---------------------------------------------------------------- what is inside
 
 

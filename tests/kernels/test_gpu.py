@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -164,6 +164,7 @@ NUMBERS = st.one_of(
 
 
 @given(arrays(np.float32, (3, 24), elements=NUMBERS), st.sampled_from([None, 8, 24]))
+@example(np.full((3, 24), 150 * 2.0**-149, np.float32), 8)  # of a rounded scale: code 150
 @settings(max_examples=12)
 def test_activations_are_rounded_as_defined(x, group_size):
     x = torch.from_numpy(x)

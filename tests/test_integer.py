@@ -193,6 +193,7 @@ def test_six_stays_six_on_a_learned_grid_that_reaches_further():
     ql.learn_steps(twin)
     with torch.no_grad():
         twin.conv.quantizer.scale.mul_(3)  # the top code now stands for 18
+        twin.quant.quantizer.scale.mul_(2)  # convert must know the learned grid without a run
     integers = ql.convert(twin)
     assert torch.equal(integers(x), exact(twin, x))
     assert integers(x).max().item() == pytest.approx(6, abs=integers.conv.grid.scale)

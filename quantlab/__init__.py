@@ -85,6 +85,7 @@ from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.pact import LearnedClip
 from quantlab.methods.qat import accuracy, train_classifier
 from quantlab.methods.rtn import RTN, rtn
+from quantlab.methods.smoothquant import smooth_scales
 from quantlab.methods.ternary import BitLinear, Ternary, pack_ternary, round_tokens, ternary
 from quantlab.models.decoder import FastDecoder
 from quantlab.models.digits import DigitImages, digit_images
@@ -104,7 +105,8 @@ from quantlab.quiz import exercise
 from quantlab.report import Report
 from quantlab.rotate import Rotations, rotate_
 from quantlab.scheme import Scheme
-from quantlab.sim import DynamicSim, QuantSim
+from quantlab.sim import DynamicSim, QuantSim, StaticSim
+from quantlab.smooth import smooth_
 from quantlab.spinquant import learn_rotations
 from quantlab.tensor import (
     CalibrationError,
@@ -181,6 +183,7 @@ __all__ = [
     "Rotations",
     "Scales",
     "Scheme",
+    "StaticSim",
     "Ternary",
     "TokenByToken",
     "UnsupportedModelError",
@@ -271,6 +274,8 @@ __all__ = [
     "shared_exponent",
     "show",
     "shrink",
+    "smooth_",
+    "smooth_scales",
     "solve",
     "sqnr",
     "stored_scale",

@@ -44,6 +44,7 @@ ROWS = (
         "sim",
         "rotate",
         "spinquant",
+        "smooth",
         "allocate",
         "evaluate",
         "checkpoint",

@@ -100,8 +100,8 @@ print("fast = slow:", torch.allclose(ql.hadamard_transform(v), v @ H.T / 768**0.
 # **Predict.** For which of the three does the rounding error fall, and where is it back at 90°?
 
 # %%
-plain, tokenizer = ql.load("storyteller")
-planted, _ = ql.load("storyteller-outlier")
+(plain, tokenizer), planted = ql.load("storyteller"), ql.load("storyteller-outlier")[0]
+plain.double(), planted.double()  # a number near a rounding boundary falls to one side everywhere
 text = ql.calibration_set(tokenizer, samples=2)
 
 
@@ -163,8 +163,8 @@ ql.table(rows, ["rotation", "computed in", "largest change of a logit"])
 
 # %% tags=["control"]
 with torch.no_grad():
-    wrong, _ = ql.load("storyteller")
-    R = ql.rotation_matrix(256).float()
+    wrong = ql.load("storyteller")[0].double()
+    R = ql.rotation_matrix(256)
     for name, weight in wrong.named_parameters():
         writes = name.endswith(("o_proj.weight", "down_proj.weight"))
         if weight.ndim == 2:  # every matrix is turned, every gain stays where it is
@@ -181,7 +181,7 @@ print("Hadamard, gains left in place: a logit changes by", ql.digits(change, sig
 # %%
 cases = {"as it is": planted, "gains folded": None, "turned": None}
 for name, kind in (("gains folded", "identity"), ("turned", "hadamard")):
-    cases[name], _ = ql.load("storyteller-outlier")
+    cases[name] = ql.load("storyteller-outlier")[0].double()
     ql.rotate_(cases[name], kind)
 seen = {name: inputs(model) for name, model in cases.items()}
 
@@ -231,7 +231,7 @@ steps = {
 }
 table = {}
 for name, (kind, online) in steps.items():
-    model, _ = ql.load("storyteller-outlier")
+    model = ql.load("storyteller-outlier")[0].double()
     if kind:
         ql.rotate_(model, kind, online=online)
     table[name] = [kl(model, A4), kl(model, None, KV4, online)]
@@ -265,7 +265,7 @@ for name, R in {
     "principal axes, then Hadamard": axes @ ql.rotation_matrix(256),
     "principal axes, then random": axes @ ql.rotation_matrix(256, "random"),
 }.items():
-    model, _ = ql.load("storyteller")
+    model = ql.load("storyteller")[0].double()
     ql.rotate_(model, ql.Rotations(R, heads, True, name))
     rows.append((name, ql.incoherence(inputs(model)), kl(model, A4)))
 assert rows[1][2] > 1.5 * rows[0][2] > 1.5 * 0.7 * rows[2][2]
@@ -288,7 +288,7 @@ ql.table(rows, ["stream of the plain model in", "mu", "1,000 KL, A4"])
 
 # %%
 print(ql.show(ql.cayley_step))
-ours = inputs(model := ql.load("storyteller")[0], "model.layers.1")[::2] @ axes
+ours = inputs(plain, "model.layers.1")[::2] @ axes
 
 
 def kurtosis(y):
@@ -301,26 +301,27 @@ for step in range(200):
     R = R.requires_grad_()
     (G,) = torch.autograd.grad(kurtosis(ours @ R), R)
     R = ql.cayley_step(R.detach(), G, 30 * (1 - step / 200))
-turns["learned, 200 Cayley steps"] = R
-eye = torch.eye(256, dtype=torch.float64)
-assert all(torch.allclose(R @ R.T, eye, atol=1e-10) for R in turns.values())
+assert torch.allclose(R @ R.T, turns["identity"].detach(), atol=1e-10)
+better = kurtosis(ours @ R) < 2.8 and relative(ours @ R) < relative(ours @ turns["hadamard"])
+print("200 Cayley steps: kurtosis below 2.8, and less error than Hadamard:", bool(better))
 rows = [(k, kurtosis(ours @ R).item(), 100 * relative(ours @ R)) for k, R in turns.items()]
 ql.table(rows, ["rotation", "kurtosis", "4-bit error, % of energy"], sig=2)
 
 # %% [markdown]
 # Descent goes below 3: noise is not the best there is for a uniform grid, equal sizes are. SpinQuant descends on the next-token loss of the model with rounded
 # activations (and weights, if nothing repairs them later), with straight-through gradients. R₁ turns the stream, one R₂ per block the values; the online ones stay
-# Hadamard, since a learned matrix would cost n² at run time. The authors take 100 steps, we take 10, and try a second goal: the KL from the float model (`distill=True`).
+# Hadamard, since a learned matrix would cost n² at run time. The authors take 100 steps, we take 8, and try a second goal: the KL from the float model (`distill=True`).
 #
 # **Predict.** Does either goal lower the KL on text that was not trained on?
 
 # %%
 learning = ql.calibration_set(tokenizer, samples=20, length=128)
-options = {"weights": ql.Scheme(4), "steps": 10, "rate": 2.0}
+small = ql.load("storyteller-outlier")[0]  # float32: steps are slow enough
+options = {"weights": ql.Scheme(4), "steps": 8, "rate": 2.0}
 turns = {
     "Hadamard": "hadamard",
-    "learned on the next token": ql.learn_rotations(planted, learning, **options),
-    "learned on the float model": ql.learn_rotations(planted, learning, distill=True, **options),
+    "learned on the next token": ql.learn_rotations(small, learning, **options),
+    "learned on the float model": ql.learn_rotations(small, learning, distill=True, **options),
 }
 for name, found in list(turns.items())[1:]:
     print(f"{name}: the loss fell:", sum(found.losses[-3:]) < sum(found.losses[:3]))
@@ -328,7 +329,7 @@ for name, found in list(turns.items())[1:]:
 # %%
 measured = {}
 for name, kind in turns.items():
-    model, _ = ql.load("storyteller-outlier")
+    model = ql.load("storyteller-outlier")[0].double()
     ql.rotate_(model, kind)
     ql.quantize_(model, ql.RTN(), ql.Scheme(4))
     measured[name] = kl(model, A4)
@@ -337,7 +338,7 @@ for name, value in measured.items():
     print(f"{name}: KL within a quarter of Hadamard's:", 0.75 < value / best < 1.25)
 
 # %% [markdown]
-# An honest result: the loss on the learning text falls with both goals, and the KL on other text stays where it was. A Hadamard matrix leaves nothing here that ten steps could
+# An honest result: the loss on the learning text falls with both goals, and the KL on other text stays where it was. A Hadamard matrix leaves nothing here that a few steps could
 # find, and the table above told us why: in this model the turn of the stream matters little. With more steps the next-token loss goes on falling, and so does the perplexity, while
 # the KL rises: it begins to fit the text. SpinQuant's gains are for models of billions of parameters, whose random rotations differ by up to 13 points on its tasks.
 #
@@ -370,7 +371,7 @@ ql.table(rows, ["rows of", "mu before", "mu after", "error before / after"], sig
 # in the stream with gains in place (the control above)?
 
 # %% tags=["myth"]
-small, big = ql.rotation_matrix(32, "random", seed=2).float(), ql.rotation_matrix(768).float()
+small, big = ql.rotation_matrix(32, "random", seed=2), ql.rotation_matrix(768)
 eight, four = torch.block_diag(*[small] * 8), torch.block_diag(*[small] * 4)  # query, value heads
 places = {
     "v and o": (("v_proj", four, "left"), ("o_proj", eight, "right")),
@@ -379,7 +380,7 @@ places = {
 }
 changes = {}
 for name, pair in places.items():
-    model = ql.load("storyteller")[0].requires_grad_(False)
+    model = ql.load("storyteller")[0].double().requires_grad_(False)
     for layer in model.blocks():
         modules = dict([*layer.self_attn.named_children(), *layer.mlp.named_children()])
         for path, R, side in pair:

@@ -8,6 +8,7 @@ from quantlab.widgets.bit_inspector import BitInspector
 from quantlab.widgets.block_explorer import BlockExplorer
 from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
+from quantlab.widgets.live_roofline import LiveRoofline
 from quantlab.widgets.memory_dial import MemoryDial
 from quantlab.widgets.module_tree import ModuleTree
 from quantlab.widgets.nibble_packer import NibblePacker
@@ -24,6 +25,7 @@ __all__ = [
     "BlockExplorer",
     "ClipSlider",
     "ColumnSweep",
+    "LiveRoofline",
     "MemoryDial",
     "ModuleTree",
     "NibblePacker",

@@ -10,7 +10,8 @@ from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
 from quantlab.widgets import ModuleTree, ThresholdSlider
-from quantlab.widgets import NibblePacker, OverflowMeter, TrafficTracer
+from quantlab.widgets import LiveRoofline, NibblePacker, OverflowMeter, TrafficTracer
+from quantlab.kernels.machine import Limits
 from quantlab.methods.rtn import rtn
 from quantlab.methods.gptq import gptq
 """
@@ -61,7 +62,14 @@ ModuleTree({"float": net, "int8": ql.quantize_dynamic(net)}, torch.zeros(1, 1, 8
 TRAFFIC = """
 TrafficTracer(rtn(W[:, :16].float(), Scheme(4, 8)), torch.ones(16), tile=2, step=20)
 """
+ROOFLINE = """
+LiveRoofline(
+    Limits(1, {"L2": 1e11, "L3": 7e10, "memory": 3e10}, 1.2e11, 4.7e11),
+    {"hot": (3.5, 1.5e11), "cold": (3.5, 5e10)}, form="W4A8 g32",
+)
+"""
 TITLES = [
+    "Live roofline",
     "Traffic tracer",
     "Memory dial",
     "Bit inspector",
@@ -99,6 +107,7 @@ def folder(tmp_path):
         ROTATOR,
         TREE,
         TRAFFIC,
+        ROOFLINE,
         "BlockExplorer()",
     )
     for source in (SETUP, *widgets):

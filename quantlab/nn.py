@@ -135,16 +135,10 @@ class QuantizedLinear(nn.Module):
         parts = {"data": packed.data, "scale": packed.scale, "zeros": packed.zeros}
         destination.update({prefix + n: part for n, part in parts.items() if part is not None})
 
-    def _load_from_state_dict(  # torch's own signature
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Any, prefix: str, *rest: Any
     ) -> None:
+        missing_keys = rest[2]  # of local_metadata, strict, missing_keys, unexpected_keys, ...
         names = ["data", "scale"] + ([] if self.zeros is None else ["zeros"])
         absent = [prefix + name for name in names if prefix + name not in state_dict]
         missing_keys.extend(absent)
@@ -155,8 +149,7 @@ class QuantizedLinear(nn.Module):
             self.hold(PackedTensor(data, scale.half(), zero, self.scheme, shape))
         own = {prefix + name for name in names}
         others = {name: part for name, part in state_dict.items() if name not in own}
-        lists = (missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(others, prefix, local_metadata, strict, *lists)
+        super()._load_from_state_dict(others, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Name sizes, scheme and cost in ``print(model)``."""

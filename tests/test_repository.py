@@ -66,8 +66,9 @@ def length(function: ast.FunctionDef) -> int:
 
 
 def compiled_by_itself(function: ast.FunctionDef) -> bool:
-    """Whether Numba (``@compiled``) or Triton (``@kernel``) makes machine code of a function."""
-    return bool({"compiled", "kernel"} & set(map(ast.unparse, function.decorator_list)))
+    """Whether Numba or Triton makes machine code of a function, or it is an instruction of ours."""
+    decorators = set(map(ast.unparse, function.decorator_list))
+    return bool({"compiled", "compiled_parallel", "intrinsic", "kernel"} & decorators)
 
 
 def name(path: Path) -> str:

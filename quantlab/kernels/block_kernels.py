@@ -17,7 +17,7 @@ from quantlab.kernels.block_products import (
     store_sums,
 )
 from quantlab.kernels.lanes import zeros_like_plan
-from quantlab.native import compiled
+from quantlab.native import compiled, compiled_parallel
 
 
 @compiled
@@ -71,6 +71,7 @@ def block_rows(plan, step, data, bounds, inputs, sizes, out, low, high):
             store_sums(plan, total, out, token * rows + row, rows, apart)
 
 
+@compiled_parallel
 def shared_block_rows(plan, step, data, bounds, inputs, sizes, out, threads):
     """Multiply all rows, shared out over threads."""
     rows = bounds[3]

@@ -21,14 +21,10 @@ from quantlab.kernels.float_kernels import float_tiles, shared_float_tiles
 from quantlab.kernels.integer_kernels import integer_tiles, shared_integer_tiles
 from quantlab.kernels.lanes import Plan
 from quantlab.kernels.tiles import LANES, Tiles
-from quantlab.native import compiled_parallel
 
 Array = NDArray[Any]
 PLANS: dict[tuple[str, int, int, int], Plan] = {}
-PARALLEL = {
-    integer_tiles: compiled_parallel(shared_integer_tiles),
-    float_tiles: compiled_parallel(shared_float_tiles),
-}
+PARALLEL = {integer_tiles: shared_integer_tiles, float_tiles: shared_float_tiles}
 WORTH_SHARING = 1 << 19  # multiplications: below, waking a thread takes longer than they do
 INT32_SAFE = (2**31 - 1) // (255 * 127)  # products of a byte and an int8 that an int32 can add up
 

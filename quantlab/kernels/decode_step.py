@@ -12,6 +12,8 @@ and v of a layer follow one another, as do gate and up, so each such group is on
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -63,17 +65,22 @@ def multiply(plan, step, levels, weight, zeros, place, x, out):
         float_tiles(plan, step, (w, s), z, middle, inputs, out, sizes, 0, tiles)
 
 
-def part_of(zeros, low, high):
+def part_of(zeros: Any, low: int, high: int) -> Any:
     """Return zeros[low:high], or None if there are none."""
     return None if zeros is None else zeros[low:high]
 
 
 @overload(part_of)
-def _part_of(zeros, low, high):
+def _part_of(zeros: Any, low: int, high: int) -> Any:
     """Choose by type, while compiling: a value that may be None would not fit a kernel."""
-    if isinstance(zeros, types.NoneType):
-        return lambda zeros, low, high: None
-    return lambda zeros, low, high: zeros[low:high]
+
+    def nothing(zeros: Any, low: int, high: int) -> Any:
+        return None
+
+    def part(zeros: Any, low: int, high: int) -> Any:
+        return zeros[low:high]
+
+    return nothing if isinstance(zeros, types.NoneType) else part
 
 
 @compiled

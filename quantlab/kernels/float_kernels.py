@@ -20,7 +20,7 @@ from quantlab.kernels.lanes import (
     store,
     zeros_like_plan,
 )
-from quantlab.native import compiled
+from quantlab.native import compiled, compiled_parallel
 
 
 @compiled
@@ -59,6 +59,7 @@ def float_tiles(plan, step, weight, zeros, middle, inputs, out, sizes, low, high
             float_block(plan, weight, zeros, middle, inputs, out, first, token, sizes)
 
 
+@compiled_parallel
 def shared_float_tiles(plan, step, weight, zeros, middle, inputs, out, sizes, tiles, threads):
     """Multiply all tiles, shared out over threads."""
     for k in prange(threads):

@@ -16,14 +16,13 @@ from quantlab.kernels.block_activations import arranged_blocks, rounded_blocks
 from quantlab.kernels.block_kernels import block_rows, shared_block_rows
 from quantlab.kernels.block_layouts import LAYOUTS
 from quantlab.kernels.block_products import BlockPlan, bias_of
-from quantlab.native import compiled_parallel
 
 Array = NDArray[Any]
 Step = tuple[int, int]
 BACKENDS = (None, "cpu", "reference")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PLANS: dict[tuple[str, str, int, int], BlockPlan] = {}
-PARALLEL = compiled_parallel(shared_block_rows)
+PARALLEL = shared_block_rows
 WORTH_SHARING = 1 << 19  # multiplications: below, waking a thread takes longer than they do
 FEW = 3  # tokens up to which one at a time is fastest
 

@@ -17,7 +17,7 @@ from quantlab.kernels.lanes import (
     store,
     zeros_like_plan,
 )
-from quantlab.native import compiled
+from quantlab.native import compiled, compiled_parallel
 
 
 @compiled
@@ -55,6 +55,7 @@ def integer_tiles(plan, step, weight, zeros, middle, inputs, out, sizes, low, hi
             integer_block(plan, weight, zeros, middle, inputs, out, first, token, sizes)
 
 
+@compiled_parallel
 def shared_integer_tiles(plan, step, weight, zeros, middle, inputs, out, sizes, tiles, threads):
     """Multiply all tiles, shared out over threads."""
     for k in prange(threads):

@@ -29,6 +29,7 @@ from quantlab.plot_int8 import equal_areas, sqnr_by_bits, threshold_panels
 from quantlab.plot_levels import level_lines
 from quantlab.plot_modules import module_tree
 from quantlab.plot_rotation import channel_sizes, rotator_panels
+from quantlab.plot_smooth import migration_panels
 from quantlab.plot_style import (
     MARKERS,
     PALETTE,
@@ -59,6 +60,7 @@ __all__ = [
     "layer_errors",
     "level_lines",
     "loss_and_folded",
+    "migration_panels",
     "module_tree",
     "number_line",
     "quality_ladder",

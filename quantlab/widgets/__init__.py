@@ -10,6 +10,7 @@ from quantlab.widgets.clip_slider import ClipSlider
 from quantlab.widgets.column_sweep import ColumnSweep
 from quantlab.widgets.live_roofline import LiveRoofline
 from quantlab.widgets.memory_dial import MemoryDial
+from quantlab.widgets.migration_slider import MigrationSlider
 from quantlab.widgets.module_tree import ModuleTree
 from quantlab.widgets.nibble_packer import NibblePacker
 from quantlab.widgets.overflow_meter import OverflowMeter
@@ -27,6 +28,7 @@ __all__ = [
     "ColumnSweep",
     "LiveRoofline",
     "MemoryDial",
+    "MigrationSlider",
     "ModuleTree",
     "NibblePacker",
     "OverflowMeter",

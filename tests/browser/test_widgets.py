@@ -9,7 +9,7 @@ import torch
 from quantlab.scheme import Scheme
 from quantlab.widgets import BitInspector, BlockExplorer, ClipSlider, ColumnSweep, MemoryDial
 from quantlab.widgets import AdaScaleSliders, RatioSlider, RoundingMap, VectorRotator
-from quantlab.widgets import ModuleTree, ThresholdSlider
+from quantlab.widgets import MigrationSlider, ModuleTree, ThresholdSlider
 from quantlab.widgets import LiveRoofline, NibblePacker, OverflowMeter, TrafficTracer
 from quantlab.kernels.machine import Limits
 from quantlab.methods.rtn import rtn
@@ -51,6 +51,9 @@ RoundingMap(W, gptq(W, M, Scheme(3)), M)
 THRESHOLD = """
 ThresholdSlider(loud.T, W)
 """
+MIGRATION = """
+MigrationSlider(loud.T, W)
+"""
 ROTATOR = """
 VectorRotator({"one loud": X[:, 0] + 20 * torch.eye(16, dtype=torch.float64)[3], "noise": X[:, 1]})
 """
@@ -81,6 +84,7 @@ TITLES = [
     "Nibble packer",
     "Overflow meter",
     "Threshold slider",
+    "Migration slider",
     "Vector rotator",
     "Module tree",
     "Block explorer",
@@ -104,6 +108,7 @@ def folder(tmp_path):
         "NibblePacker()",
         "OverflowMeter()",
         THRESHOLD,
+        MIGRATION,
         ROTATOR,
         TREE,
         TRAFFIC,

@@ -172,7 +172,7 @@ for bits, group in ((8, 32), (4, 32), (4, 128), (3, 32), (2, 32)):
 
 print(ql.table(rows, ["7 billion weights", "bits per weight", "GB"]))
 layer = four.model.layers[0].mlp.gate_proj  # no formula: the bytes of a layer of ours
-count, stored = layer.in_features * layer.out_features, layer.data.nbytes + layer.scale.nbytes
+count, stored = layer.in_features * layer.out_features, layer.nbytes
 print(f"a layer of the 4-bit storyteller: {count:,} weights in {stored:,} bytes")
 assert 8 * stored / count == 4.5
 print("verdict: 4-bit weights in groups of 32 take 4.5 bits each, 3.94 GB for 7 billion")
@@ -244,13 +244,13 @@ def stored_bytes(network):
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-same = torch.equal(*(ql.log_probabilities(one, tokens[:2]) for one in (pretender, four)))
-print("the last two predict exactly the same:", same)
+codes, floats = (ql.log_probabilities(one, tokens[:2]) for one in (four, pretender))
+same = (codes - floats).abs().max().item() < 1e-4
+print("the last two predict the same, but for float32 rounding:", same)
 named = {"float32": model, "4-bit codes": four, "rounded, kept as float": pretender}
 rows = [(name, ql.is_quantized(one), stored_bytes(one)) for name, one in named.items()]
 print(ql.table(rows, ["model", "is_quantized", "bytes"]))
-assert same
-assert ql.is_quantized(four)
+assert same and ql.is_quantized(four)
 assert not ql.is_quantized(pretender)
 assert stored_bytes(pretender) == stored_bytes(model) > 2 * stored_bytes(four)
 
@@ -379,8 +379,7 @@ print(
 # out the whole float matrix before it multiplies, so it moves more bytes than before. On one thread
 # of a 2-core x86 server we measured 2.88 ms for float32, 217 ms for this unpacking, and 0.44 ms for
 # a kernel that reads the packed codes directly: the chance is real, if somebody wrote the kernel
-# (module 23). Our own `QuantizedLinear` unpacks as well: it saves memory, not time. So ask of every
-# claim: is it about *quality* (a text and an error bar), *size* (a byte count) or *speed* (a clock, a
+# (module 23: our own `QuantizedLinear` runs on one). So ask of every claim: is it about *quality* (a text and an error bar), *size* (a byte count) or *speed* (a clock, a
 # machine, repeats)? One word, "performance", for all three is a warning sign (001-17).
 #
 # ## What does a method ask of you?

@@ -25,7 +25,7 @@ function draw({ form, batch, cache }, stage, { table }) {
   svg(stage, "path", { d: `M${X(start)} ${Y(start * bandwidth)}L${X(corner)} ${Y(peak)}H${box[2]}`,
     fill: "none", stroke: "var(--ql-blue)", "stroke-width": 2.5 });
   svg(stage, "text", { x: X(corner) + 8, y: Y(peak) - 7 }, `${(peak / 1e9).toPrecision(3)} Gop/s (${table.kind[form]})`);
-  svg(stage, "text", { x: X(start) + 34, y: Y(start * bandwidth) - 34 }, `${(bandwidth / 1e9).toPrecision(3)} GB/s (${cache})`);
+  svg(stage, "text", { x: X(start) + 62, y: Y(start * bandwidth) - 4 }, `${(bandwidth / 1e9).toPrecision(3)} GB/s (${cache})`);
   svg(stage, "path", { d: `M${X(here.intensity)} ${box[3]}V${Y(here.speed)}`, stroke: "currentColor",
     "stroke-width": 1, "stroke-dasharray": "3 4" });
   svg(stage, "circle", { cx: X(here.intensity), cy: Y(here.speed), r: 7, fill: "var(--ql-vermillion)", stroke: "currentColor" });

@@ -68,7 +68,7 @@ TrafficTracer(rtn(W[:, :16].float(), Scheme(4, 8)), torch.ones(16), tile=2, step
 ROOFLINE = """
 LiveRoofline(
     Limits(1, {"L2": 1e11, "L3": 7e10, "memory": 3e10}, 1.2e11, 4.7e11),
-    {"hot": (3.5, 1.5e11), "cold": (3.5, 5e10)}, form="W4A8 g32",
+    {"hot": (3.5, 1.5e11), "cold": (3.5, 5e10)}, form="W4A8 g32", batch=4,
 )
 """
 TITLES = [
@@ -192,6 +192,24 @@ def test_the_explorer_follows_the_keyboard_and_the_mouse_both_ways(lab, folder):
     assert bytes_.locator(".ql-cell").count() == 144
     bytes_.locator(".ql-cell").nth(4).hover()
     assert codes.locator(".ql-cell[data-lit]").count() == 64  # a scale, and a part of another
+    assert here.errors == []
+
+
+def test_the_roof_tells_which_limit_counts(lab, folder):
+    here = lab(folder)
+    here.open("w.ipynb")
+    here.run_all()
+    here.show('.ql-widget[aria-label="Live roofline"]')
+    root = here.page.locator('.ql-widget[aria-label="Live roofline"]')
+    readout, box = root.locator(".ql-readout"), root.locator("input[type=number]")
+    assert readout.inner_text().startswith("W4A8 g32, batch 4, cold: ")
+    assert "Bytes are the limit" in readout.inner_text()
+    box.fill("16")
+    box.press("Enter")
+    assert "Operations are the limit: at most 470 billion" in readout.inner_text()
+    root.locator("select").first.select_option(label="float32")
+    assert readout.inner_text().startswith("float32, batch 16, cold: ")
+    assert "at most 120 billion" in readout.inner_text()
     assert here.errors == []
 
 

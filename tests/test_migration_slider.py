@@ -20,7 +20,7 @@ def layer(columns=12):
 
 @pytest.fixture(scope="module")
 def widget():
-    return MigrationSlider(*layer(), bits=4)
+    return MigrationSlider(*layer(), weight_bits=4, activation_bits=4)
 
 
 def test_ranges_and_errors_are_those_of_the_slow_twin(widget):

@@ -17,7 +17,7 @@ from quantlab.quiz.variants import MOST_REDRAWS, draw, practice_seed, tolerance
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "quizzes").glob("[0-9][0-9]_*.yaml"))
 MYTHS = json.loads((ROOT / "quizzes" / "myths.json").read_text(encoding="utf-8"))
-NOTEBOOK_MODULES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 23, 24)
+NOTEBOOK_MODULES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 23, 24)
 MYTH_ID = re.compile(r"\b(?:00[0-4]-\d{1,2}|G\d{1,2})\b")
 DRAWS = 10_000
 

@@ -25,26 +25,33 @@ class MigrationSlider(Widget):
     x : (tokens, in) float tensor
     weight : (out, in) float tensor
     alpha : at the start; by default the best
-    bits : of weights (one grid a row) and activations (one grid for all tokens)
+    weight_bits : of weights, one grid a row
+    activation_bits : of inputs, one grid for all tokens
     """
 
     script = "migration_slider"
 
     def __init__(
-        self, x: Tensor, weight: Tensor, *, alpha: float | None = None, bits: int = 8
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        alpha: float | None = None,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
     ) -> None:
         x, W = x.detach().double(), weight.detach().double()
         loudest, largest = x.abs().amax(0), W.abs().amax(0)
         scales = [smooth_scales(loudest, largest, a) for a in ALPHAS]
-        errors = [rounding_error(x / s, W * s, Scheme(bits)) for s in scales]
-        before = rounding_error(x, W, Scheme(bits))
+        schemes = Scheme(activation_bits), Scheme(weight_bits)
+        errors = [rounding_error(x / s, W * s, *schemes) for s in scales]
+        before = rounding_error(x, W, *schemes)
         shown = drawn_columns(loudest.argsort(descending=True, stable=True))
         inputs = torch.stack([(loudest / s)[shown] for s in scales])
         weights = torch.stack([(largest * s)[shown] for s in scales])
         table = {
             "choices": {"alpha": ALPHAS},
             "columns": len(loudest),
-            "bits": bits,
             "before": float(f"{before:.3g}"),
             "inputs": plain_lists(inputs),
             "weights": plain_lists(weights),
@@ -79,11 +86,11 @@ class MigrationSlider(Widget):
         )
 
 
-def rounding_error(x: Tensor, weight: Tensor, scheme: Scheme) -> float:
+def rounding_error(x: Tensor, weight: Tensor, inputs: Scheme, rows: Scheme) -> float:
     """Return the output's error in percent: one grid for all of x, one for each row of W."""
     exact = x @ weight.T
-    rounded = rtn(x.flatten()[None], scheme).dequantize().view_as(x)
-    y = rounded @ rtn(weight, scheme).dequantize().T
+    rounded = rtn(x.flatten()[None], inputs).dequantize().view_as(x)
+    y = rounded @ rtn(weight, rows).dequantize().T
     return (100 * (y - exact).norm() / exact.norm()).item()
 
 

@@ -60,6 +60,7 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = packed.shape
         self.tiled = refusal(packed.scheme) is None
         self.activation_bits = activation_bits
+        self._tiles: tuple[tuple[Tensor, Tensor, Tensor | None], Tiles] | None = None
         for name in ("codes", "scale", "zeros"):
             self.register_buffer(name, None, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -74,8 +75,12 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight_tiles(self) -> Tiles:
-        """The weight as kernels read it, sharing this layer's memory."""
-        return self.tile_rows(0, len(self.codes))
+        """The weight as kernels read it, sharing this layer's memory; made anew if that moved."""
+        parts = (self.codes, self.scale, self.zeros)
+        held = self._tiles
+        if held is None or any(a is not b for a, b in zip(parts, held[0], strict=True)):
+            held = self._tiles = (parts, self.tile_rows(0, len(self.codes)))
+        return held[1]
 
     @property
     def packed(self) -> PackedTensor:

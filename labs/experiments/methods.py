@@ -33,6 +33,7 @@ from quantlab.methods.adascale import AdaScale
 from quantlab.methods.awq import AWQ
 from quantlab.methods.flexround import FlexRound
 from quantlab.methods.gptq import GPTQ
+from quantlab.methods.hqq import HQQ
 from quantlab.methods.omniquant import OmniQuant
 from quantlab.methods.rtn import RTN
 from quantlab.models.loading import load
@@ -47,6 +48,7 @@ MODELS = ("storyteller", "storyteller-outlier")
 SCHEMES = ("w4g64sym", "w3g64sym", "w2g32sym", "w4sym")
 METHODS: dict[str, Method] = {
     "RTN": RTN(),
+    "HQQ": HQQ(),
     "AWQ": AWQ(),
     "GPTQ": GPTQ(),
     "AWQ+GPTQ": AWQ(then=GPTQ()),

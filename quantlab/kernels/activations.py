@@ -88,8 +88,8 @@ def rounded(
     scale : (tokens, groups) float32 array
     sums : (tokens, groups) int32 array
     """
-    codes = np.zeros((tokens, words * 32 // bits), np.int8)
-    scale, sums = np.zeros((tokens, groups), np.float32), np.zeros((tokens, groups), np.int32)
-    batch = x.shape[0]
-    round_tokens(x, group_size, codes[:batch], scale[:batch], sums[:batch], bits == 4)
+    make = np.empty if x.shape == (tokens, words * 32 // bits) else np.zeros
+    codes = make((tokens, words * 32 // bits), np.int8)
+    scale, sums = make((tokens, groups), np.float32), make((tokens, groups), np.int32)
+    round_tokens(x, group_size, codes, scale, sums, bits == 4)
     return codes.view(np.int32), scale, sums

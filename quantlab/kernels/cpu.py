@@ -53,10 +53,17 @@ def matmul(
     ValueError
         If whole-row integer sums could overflow.
     """
-    tokens = x.detach().reshape(-1, x.shape[-1]).to(torch.float32).contiguous().numpy()
+    tokens = as_rows(x)
     product = int8_product if activation_bits == 8 else float_product
     y = product(tokens, weight, table)[: len(tokens), : weight.shape[0]]
     return torch.from_numpy(y).reshape(*x.shape[:-1], weight.shape[0]).to(x.dtype)
+
+
+def as_rows(x: Tensor) -> Array:
+    """Return activations as a (tokens, in) float32 array, without a copy where none is needed."""
+    if x.ndim == 2 and x.dtype == torch.float32 and x.is_contiguous() and not x.requires_grad:
+        return x.numpy()
+    return x.detach().reshape(-1, x.shape[-1]).to(torch.float32).contiguous().numpy()
 
 
 def int8_product(x: Array, weight: Tiles, table: Tensor | None) -> Array:
@@ -140,7 +147,7 @@ def launch(
     sizes = (row_words, weight.scale.shape[1], weight.words_per_group, x_words, tiles * LANES)
     out = np.empty((tokens, tiles * LANES), np.float32)
     scheme = weight.scheme
-    arguments = (plan_of(scheme.bits, step), step, *arrays_of(weight), scheme.middle, inputs)
+    arguments = (plan_of(scheme.bits, step), step, *weight.arrays, scheme.middle, inputs)
     work = tokens * weight.words.numel() * weight.codes_per_word
     wanted = min(threads.threads(), tiles // step[0], max(1, work // WORTH_SHARING))
     with threads.borrowed(wanted) as count:
@@ -157,10 +164,3 @@ def plan_of(bits: int, step: tuple[int, int]) -> Plan:
     if key not in PLANS:
         PLANS[key] = Plan(*key)
     return PLANS[key]
-
-
-def arrays_of(weight: Tiles) -> tuple[tuple[Array, Array], Array | None]:
-    """Return (words, scales) and zeros; float16 scales as uint16, since Numba has no such type."""
-    scale = weight.scale.view(torch.uint16) if weight.scale.dtype == torch.float16 else weight.scale
-    zeros = None if weight.zeros is None else weight.zeros.numpy().reshape(-1)
-    return (weight.words.numpy().reshape(-1), scale.numpy().reshape(-1)), zeros

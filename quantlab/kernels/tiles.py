@@ -17,8 +17,11 @@ It is a transposition of whole words: no bit inside a word moves, and it takes n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.packing import pack_codes, packed_bytes, unpack_codes
@@ -90,6 +93,14 @@ class Tiles:
             zeros = pack_codes(row_by_row(zeros, rows), bits)
         scale = row_by_row(self.scale, rows)
         return PackedTensor(data.contiguous(), scale, zeros, self.scheme, self.shape)
+
+    @cached_property
+    def arrays(self) -> tuple[tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None]:
+        """(words, scales) and zeros as flat arrays; float16 as uint16: Numba has no such type."""
+        half = self.scale.dtype == torch.float16
+        scale = self.scale.view(torch.uint16) if half else self.scale
+        zeros = None if self.zeros is None else self.zeros.numpy().reshape(-1)
+        return (self.words.numpy().reshape(-1), scale.numpy().reshape(-1)), zeros
 
     @property
     def nbytes(self) -> int:

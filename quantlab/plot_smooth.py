@@ -17,7 +17,13 @@ __all__ = ["migration_panels"]
 
 @styled
 def migration_panels(
-    inputs: Any, weights: Any, errors: Mapping[float, float], *, alpha: float, before: float
+    inputs: Any,
+    weights: Any,
+    errors: Mapping[float, float],
+    *,
+    alpha: float,
+    before: float,
+    form: str = "W8A8",
 ) -> Picture:
     """Draw the ranges of each channel beside the error at each alpha: the slider, still.
 
@@ -28,6 +34,7 @@ def migration_panels(
     errors : alpha -> percent of the output
     alpha : the one in force
     before : the error without any scales, in percent
+    form : bits of weights and activations, for the title
     """
     loud, large = numbers(inputs), numbers(weights)
     figure, (left, right) = canvas(2)
@@ -51,7 +58,7 @@ def migration_panels(
     right.set_ylim(0, 1.35 * max(before, percent.max()))
     right.set_xlabel("alpha")
     right.set_ylabel("output error, %")
-    right.set_title("What W8A8 costs")
+    right.set_title(f"What {form} costs")
     right.legend(loc="upper center", ncols=2)
     return Picture(
         figure,

@@ -51,6 +51,7 @@ def test_it_starts_at_the_least_error_which_lies_between_the_ends(widget):
 
 
 def test_it_shows_as_view_image_and_sentence_in_a_small_table(widget):
+    assert widget.picture().figure.axes[1].get_title(loc="left") == "What W4A4 costs"
     data, about = widget._repr_mimebundle_()
     assert set(data) == {VIEW, "image/png", "text/plain"}
     assert data["text/plain"] == widget.sentence == about["image/png"]["alt"]

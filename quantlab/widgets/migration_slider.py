@@ -43,6 +43,7 @@ class MigrationSlider(Widget):
         x, W = x.detach().double(), weight.detach().double()
         loudest, largest = x.abs().amax(0), W.abs().amax(0)
         scales = [smooth_scales(loudest, largest, a) for a in ALPHAS]
+        self.form = f"W{weight_bits}A{activation_bits}"
         schemes = Scheme(activation_bits), Scheme(weight_bits)
         errors = [rounding_error(x / s, W * s, *schemes) for s in scales]
         before = rounding_error(x, W, *schemes)
@@ -83,6 +84,7 @@ class MigrationSlider(Widget):
             errors,
             alpha=ALPHAS[place],
             before=table["before"],
+            form=self.form,
         )
 
 

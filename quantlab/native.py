@@ -42,7 +42,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled_parallel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as ``compiled`` does, with the iterations of ``prange`` shared over Numba's threads."""
+    """Compile as ``compiled`` does, and share the turns of ``prange`` over threads."""
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy", parallel=True)(function)
     with suppress(RuntimeError):
         dispatcher._cache = LinkedCache(function)

@@ -250,7 +250,7 @@ print("the last two predict the same, but for float32 rounding:", same)
 named = {"float32": model, "4-bit codes": four, "rounded, kept as float": pretender}
 rows = [(name, ql.is_quantized(one), stored_bytes(one)) for name, one in named.items()]
 print(ql.table(rows, ["model", "is_quantized", "bytes"]))
-assert same and ql.is_quantized(four)
+assert (same, ql.is_quantized(four)) == (True, True)
 assert not ql.is_quantized(pretender)
 assert stored_bytes(pretender) == stored_bytes(model) > 2 * stored_bytes(four)
 

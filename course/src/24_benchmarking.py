@@ -51,9 +51,11 @@ rows = []
 for name, a, other, b in races:
     mean, middle = stored[b].mean() / stored[a].mean(), compare(stored[a], stored[b])
     rows.append((name, other, mean, middle.ratio, middle.verdict))
-print(ql.table(rows, ["the kernel", "against itself", "by the mean", "by the median", "verdict, 99 %"]))
+titles = ["the kernel", "against itself", "by the mean", "by the median", "verdict, 99 %"]
+print(ql.table(rows, titles))
 hot = stored.weight_bytes / np.median(stored["hot, 1 threads"])
-print("hot, GB/s of weights:", ql.digits(hot / 1e9), " memory gives:", ql.digits(limits.read["memory"] / 1e9))
+speeds = [ql.digits(speed / 1e9) for speed in (hot, limits.read["memory"])]
+print("hot, GB/s of weights:", speeds[0], " memory gives:", speeds[1])
 assert rows[0][2] > 10
 assert rows[1][4] == "faster"
 assert rows[2][4] == "no difference"
@@ -99,7 +101,10 @@ ql.table(rows, ["weights", "bits", "tokens/s at most, 1 thread", "2 threads"])
 
 # %%
 rows = []
-for name, peak in {"W4A16 (float32 products)": limits.float32, "W4A8 (byte products)": limits.int8}.items():
+for name, peak in {
+    "W4A16 (float32 products)": limits.float32,
+    "W4A8 (byte products)": limits.int8,
+}.items():
     for cache in ("memory", "L3"):
         bend = peak / limits.read[cache]  # operations for each byte, where slope meets level
         rows.append((name, cache, bend, bend * 4.5 / 16))
@@ -133,7 +138,9 @@ hit[100] *= 100
 rows = []
 for name, times in {"as taken": calm, "one call x 100": hit}.items():
     told = summarize(times)
-    rows.append((name, *(1e6 * t for t in (told.minimum, told.median, told.p90, times.mean(), times.std()))))
+    rows.append(
+        (name, *(1e6 * t for t in (told.minimum, told.median, told.p90, times.mean(), times.std())))
+    )
 print(ql.table(rows, ["µs", "minimum", "median", "p90", "mean", "deviation"]))
 assert rows[1][2] < 1.01 * rows[0][2]
 assert rows[1][4] > 1.3 * rows[0][4]
@@ -176,7 +183,10 @@ except ValueError as reason:
 print("A against A:", compare(stored["A"], stored["A again"]).verdict)
 print("without warm-up: refused,", refused.split(":")[0])
 assert refused.startswith("taken without warm-up")
-turns = {"one after another": ("alone", "with a neighbor"), "alternating": ("first of two", "second of two")}
+turns = {
+    "one after another": ("alone", "with a neighbor"),
+    "alternating": ("first of two", "second of two"),
+}
 verdicts = {name: compare(stored[x], stored[y]) for name, (x, y) in turns.items()}
 rows = [(name, v.ratio, v.low, v.high, v.verdict) for name, v in verdicts.items()]
 assert [v.verdict for v in verdicts.values()] == ["faster", "no difference"]
@@ -201,8 +211,15 @@ for kind in ("float32", "bfloat16", "int8"):
     one, two = (stored[f"quota, {kind}, {n} threads"] for n in (1, 2))
     stopped = two > np.median(two) + 0.008
     plateau = np.median(two[stopped]) - np.median(two)
-    rows.append((kind, compare(two, one).ratio, one.sum() / two.sum(), 1e3 * plateau, 100 * stopped.mean()))
-print(ql.table(rows, ["2 threads against 1", "by the median", "by the sum", "a stop, ms", "% of calls stopped"]))
+    rows.append(
+        (kind, compare(two, one).ratio, one.sum() / two.sum(), 1e3 * plateau, 100 * stopped.mean())
+    )
+print(
+    ql.table(
+        rows,
+        ["2 threads against 1", "by the median", "by the sum", "a stop, ms", "% of calls stopped"],
+    )
+)
 assert all(15.5 < row[3] < 18 for row in rows)
 assert all(row[2] < 0.9 * row[1] for row in rows)
 timing_dots({kind: stored[f"quota, {kind}, 2 threads"] for kind, *_ in rows})
@@ -224,7 +241,10 @@ timing_dots({kind: stored[f"quota, {kind}, 2 threads"] for kind, *_ in rows})
 # %% tags=["myth"]
 one, two = stored.machine.limit(1).read, stored.machine.limit(2).read
 halves = stored["quota, bfloat16, 1 threads"], stored["quota, bfloat16, 2 threads"]
-gains = {"reading from L2": two["L2"] / one["L2"], "reading from memory": two["memory"] / one["memory"]}
+gains = {
+    "reading from L2": two["L2"] / one["L2"],
+    "reading from memory": two["memory"] / one["memory"],
+}
 gains |= {"quota, by the median": np.median(halves[0]) / np.median(halves[1])}
 gains |= {"quota, by the sum": halves[0].sum() / halves[1].sum()}
 for name, gain in gains.items():
@@ -252,7 +272,9 @@ errors = {n: 100 * ((y - exact).norm() / exact.norm()).item() for n, y in qualit
 least = {name: {"f": 32, "8": 8.5, "4": 4.5}[name.strip("W")[0]] for name in quality}
 speed = {n: limits.read["memory"] / (1e9 * bits / 8) for n, bits in least.items()}
 rows = [(n, errors[n] if errors[n] > 0.01 else "below 0.01", speed[n]) for n in quality]
-print(ql.table(rows, ["product", "quality: error, %", "speed: tokens/s at most, 1e9 weights"], sig=2))
+print(
+    ql.table(rows, ["product", "quality: error, %", "speed: tokens/s at most, 1e9 weights"], sig=2)
+)
 assert min(errors, key=errors.get) == min(speed, key=speed.get) == "float32"
 print("the best of one table is the last of the other: two measurements, two protocols")
 
@@ -266,10 +288,18 @@ print("the best of one table is the last of the other: two measurements, two pro
 
 # %% tags=["nbval-ignore-output"]
 mine = Machine.measure((1,), seconds=0.01)
-entries = {c.name: c.prepare(1) for c in own_contestants(Product.random(1024, 1024), [ql.Scheme(4, 32)])}
-taken = {name: np.concatenate(rounds) for name, rounds in race(entries, rounds=8, turn=0.005).items()}
+entries = {
+    c.name: c.prepare(1) for c in own_contestants(Product.random(1024, 1024), [ql.Scheme(4, 32)])
+}
+taken = {
+    name: np.concatenate(rounds) for name, rounds in race(entries, rounds=8, turn=0.005).items()
+}
 print(mine)
-rows = [(n, *(1e6 * t for t in (s.p10, s.median, s.p90)), not complaints(x)) for n, x in taken.items() for s in [summarize(x)]]
+rows = [
+    (n, *(1e6 * t for t in (s.p10, s.median, s.p90)), not complaints(x))
+    for n, x in taken.items()
+    for s in [summarize(x)]
+]
 print(ql.table(rows, ["1024 x 1024, µs", "p10", "median", "p90", "fair"]))
 print("W4A8 against W4A16:", compare(*reversed(taken.values())))
 
@@ -290,7 +320,11 @@ print("W4A8 against W4A16:", compare(*reversed(taken.values())))
 
 # %% tags=["exercise"]
 exercise = ql.exercise("24_benchmarking.a")
+
+
 def tokens_per_second(parameters, bits, bandwidth): ...
+
+
 exercise.check(tokens_per_second)
 
 # %% [markdown] tags=["exercise"]
@@ -302,7 +336,11 @@ exercise.check(tokens_per_second)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("24_benchmarking.b")
+
+
 def explain(samples): ...
+
+
 exercise.check(explain)
 
 # %% [markdown] tags=["exercise"]
@@ -313,7 +351,11 @@ exercise.check(explain)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("24_benchmarking.c")
+
+
 def interval(a, b): ...
+
+
 exercise.check(interval)
 
 # %% [markdown] tags=["exercise"]
@@ -325,7 +367,11 @@ exercise.check(interval)
 
 # %% tags=["exercise"]
 exercise = ql.exercise("24_benchmarking.d")
+
+
 def verdict(a, b): ...
+
+
 exercise.check(verdict)
 
 # %% [markdown]

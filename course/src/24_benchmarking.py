@@ -214,12 +214,8 @@ for kind in ("float32", "bfloat16", "int8"):
     rows.append(
         (kind, compare(two, one).ratio, one.sum() / two.sum(), 1e3 * plateau, 100 * stopped.mean())
     )
-print(
-    ql.table(
-        rows,
-        ["2 threads against 1", "by the median", "by the sum", "a stop, ms", "% of calls stopped"],
-    )
-)
+titles = ["2 threads against 1", "by the median", "by the sum", "a stop, ms", "% of calls stopped"]
+print(ql.table(rows, titles))
 assert all(15.5 < row[3] < 18 for row in rows)
 assert all(row[2] < 0.9 * row[1] for row in rows)
 timing_dots({kind: stored[f"quota, {kind}, 2 threads"] for kind, *_ in rows})

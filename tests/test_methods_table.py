@@ -55,7 +55,7 @@ def test_a_second_run_measures_only_what_is_missing(monkeypatch, tmp_path):
     methods.run("storyteller/w3g64sym/*Q")
     assert asked[-1] == (
         "storyteller",
-        [("w3g64sym", name) for name in ("AWQ", "GPTQ", "AWQ+GPTQ")],  # not FlexRound, not RTN
+        [("w3g64sym", name) for name in ("HQQ", "AWQ", "GPTQ", "AWQ+GPTQ")],  # no RTN
     )
 
 

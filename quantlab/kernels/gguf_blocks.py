@@ -49,7 +49,7 @@ def gguf_matmul(
         None: what ``blocks`` hold.
     activation_bits : 16 or 8
         16 multiplies floats. 8 rounds each 32 activations of a token to int8 and multiplies
-        integers, as ggml does: three times faster, with an error of its own (ggml rounds to 8 bits
+        integers, as ggml does: faster, with an error of its own (ggml rounds to 8 bits
         too, and for K types gives 256 activations one scale).
     backend : None, "cpu" or "reference"
         "reference" is the definition, in NumPy.

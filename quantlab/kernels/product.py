@@ -29,7 +29,7 @@ def int4_matmul(
         A PackedTensor is rearranged at each call; pass ``Tiles.of(packed)`` to do it once.
     activation_bits : 16 or 8
         16 multiplies floats (W4A16). 8 rounds each group of each token to int8 and multiplies
-        integers (W4A8): three to five times faster, with an error of its own.
+        integers (W4A8): about three times faster, with an error of its own.
     backend : None, "cpu", "gpu" or "reference"
         None takes the device of ``x``. "reference" is the definition, in float64.
 

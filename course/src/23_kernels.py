@@ -4,7 +4,7 @@
 # Duration: 90 min · runs in about 15 s on 2 CPU cores (once compiled; the first run takes about twice as long)
 #
 # Quantizing a weight makes a file smaller. Whether it makes a model *faster* is decided by one loop, the kernel, and this module
-# is about that loop. You will see the same product in the same language take 80 milliseconds and a tenth of one, count the bytes
+# is about that loop. You will see the same product in the same language take 75 milliseconds and a tenth of one, count the bytes
 # that explain it, and read the kernel line by line.
 #
 # ## Objectives
@@ -79,8 +79,8 @@ print(
 # %% [markdown]
 # Four bits instead of thirty-two, and the model became *slower*; then, with nothing but a different loop, hundreds of times faster
 # than that. So "quantization speeds up inference" (myth 001-8) is true **only with a kernel**: the format allows a speed, and somebody
-# has to write the loop that takes it. On a 4096 x 4096 matrix, 2 threads of an AMD server, the eight programs took 80,000, 29,000, 12,000, 12,700, 2,400, 180,
-# 150 and 100 µs.
+# has to write the loop that takes it. On a 4096 x 4096 matrix, 2 threads of an AMD server, the eight programs took 75,000, 29,000, 12,400, 12,800, 2,700, 200,
+# 171 and 114 µs.
 #
 # From version 3 on the results are equal **in every bit**: sums of integers do not depend on their order. That is why integer
 # kernels can be tested for equality, on every processor, and why ours are.
@@ -378,7 +378,7 @@ ql.quiz.practice("23_kernels")
 # %% [markdown]
 # ## Summary
 #
-# - A format allows a speed; a kernel takes it. The same product took 80 ms and 0.1 ms in the same language.
+# - A format allows a speed; a kernel takes it. The same product took 75 ms and 0.11 ms in the same language.
 # - At batch 1, time is bytes divided by bandwidth: count them, with tiles so that activations are loaded once.
 # - 4-bit weights do not save operations; they save traffic.
 # - Sixteen rows side by side: each lane of a register keeps its own sum and its own scale.

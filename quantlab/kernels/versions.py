@@ -1,7 +1,7 @@
-"""One matrix-vector product with 4-bit weights, seven times, each version faster than the last.
+"""One matrix-vector product with 4-bit weights, written eight times, each time with one more idea.
 
-This file is for reading; ``cpu.py`` uses the last one. Each version is the one before it and one
-idea. All give the product of a symmetric 4-bit weight with one vector.
+This file is for reading; ``cpu.py`` does what the last one does. Each version is the one before it
+and one idea. All give the product of a symmetric 4-bit weight with one vector.
 
 =  ===================  =======================================================================
    name                 the bottleneck that it removes
@@ -132,26 +132,20 @@ def on_narrow_integers(x: Tensor, weight: PackedTensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-def one_tile_at_a_time(x: Tensor, weight: Tiles) -> Tensor:
-    """Version 5 as a product: sixteen rows in the lanes of a register."""
-    inputs = cpu.rounded_for(x[None].numpy(), weight, 1)
-    y = cpu.launch(integer_tiles, weight, inputs, 1, (1, 1), 8 // weight.scheme.bits)
-    return torch.from_numpy(y[0, : weight.shape[0]])
+def on_tiles(together: int, count: int | None) -> Callable[[Tensor, Tiles], Tensor]:
+    """Versions 5 to 7 as a product: so many tiles at a time, on so many threads (None: all)."""
 
+    def product(x: Tensor, weight: Tiles) -> Tensor:
+        before = threads.setting()
+        threads.set_threads(before if count is None else count)
+        try:
+            inputs = cpu.rounded_for(x[None].numpy(), weight, 1)
+            y = cpu.launch(integer_tiles, weight, inputs, 1, (together, 1), 2)
+        finally:
+            threads.set_threads(before)
+        return torch.from_numpy(y[0, : weight.shape[0]])
 
-def four_tiles(x: Tensor, weight: Tiles) -> Tensor:
-    """Version 6: the product of ``cpu.py`` on one thread."""
-    before = threads.setting()
-    threads.set_threads(1)
-    try:
-        return cpu.matmul(x, weight, 8)
-    finally:
-        threads.set_threads(before)
-
-
-def all_threads(x: Tensor, weight: Tiles) -> Tensor:
-    """Version 7: the product of ``cpu.py``."""
-    return cpu.matmul(x, weight, 8)
+    return product
 
 
 # name -> (product, whether its weight is Tiles): all take x (in,) and return (out,)
@@ -161,7 +155,7 @@ VERSIONS: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "hoisted_scale": (on_floats(hoisted_scale_rows), False),
     "int8_activations": (on_integers, False),
     "narrow_integers": (on_narrow_integers, False),
-    "sixteen_rows": (one_tile_at_a_time, True),
-    "four_tiles": (four_tiles, True),
-    "threads": (all_threads, True),
+    "sixteen_rows": (on_tiles(1, 1), True),
+    "four_tiles": (on_tiles(4, 1), True),
+    "threads": (on_tiles(4, None), True),
 }

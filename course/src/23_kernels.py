@@ -48,7 +48,7 @@ tiles = Tiles.of(packed)
 exact, integers = reference.matmul(x, packed), reference.matmul(x, packed, activation_bits=8)
 
 
-def best(work, repeats=5):
+def best(work, repeats=25):
     work()  # the first call compiles
     return min(timeit.repeat(work, number=1, repeat=repeats))
 
